@@ -1,0 +1,115 @@
+"""Every setting of a run: frozen dataclasses whose field docstrings are the manual."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from reverie.agents.mudreamer_config import MuDreamerConfig
+
+
+class ConfigError(ValueError):
+    """One or more settings are wrong; the message lists every problem with its remedy."""
+
+    def __init__(self, problems: list[str]):
+        assert problems
+        self.problems = list(problems)
+        noun = "problem" if len(problems) == 1 else "problems"
+        super().__init__(
+            f"{len(problems)} {noun} in the configuration:\n"
+            + "\n".join(f"  - {problem}" for problem in problems)
+        )
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """How the task is built; the same for training and evaluation but for seeds and slots."""
+
+    image_size: int = 64
+    """Height and width of the image in pixels: 4 times a power of two."""
+    action_repeat: int | None = None
+    """Simulator steps per agent step; none: the suite's own (dmc 2, atari 4, others 1)."""
+    render: Literal["reference", "quick"] = "reference"
+    """dm_control's default picture (scores), or without shadows and multisampling (15x faster)."""
+    num_envs: int = 1
+    """N: environments collected from at once."""
+    time_limit: int | None = None
+    """Agent steps after which an episode is cut; none: the suite's own."""
+    workers: Literal["auto", "process", "inline"] = "auto"
+    """Where environments run; auto: one inline, more in worker processes."""
+    step_timeout: float = 60.0
+    """Seconds after which a silent worker is killed and restarted."""
+    on_bad_value: Literal["error", "drop"] = "error"
+    """NaN, wrong shape or absurd reward: stop, or end the episode as interrupted."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Budget, rhythm and machine; one agent step is one action, whatever the action repeat."""
+
+    steps: int = 500_000
+    """Budget in agent steps, prefill included; frames = steps x action repeat."""
+    train_ratio: float = 512.0
+    """Replayed steps per agent step: an update every batch_size x batch_length / ratio steps."""
+    batch_size: int = 16
+    """B: windows per update."""
+    batch_length: int = 64
+    """T: rows per window."""
+    prefill: int = 1024
+    """Agent steps with uniformly random actions before the first update."""
+    eval_every: int = 10_000
+    """Agent steps between evaluations; 0: only at the end."""
+    eval_episodes: int = 10
+    """Episodes of an evaluation, run in parallel, one per slot; 0: never evaluate."""
+    log_every: int = 500
+    """Updates between two metric rows; only then does the device answer the host."""
+    checkpoint_every: int = 10_000
+    """Agent steps between checkpoints."""
+    checkpoint_minutes: float = 10.0
+    """A checkpoint is due after this time as well."""
+    checkpoint_keep: int = 2
+    """Newest checkpoints kept; the best one is kept besides."""
+    max_nonfinite: int = 20
+    """Consecutive skipped (NaN or infinite) updates after which the run stops."""
+    threads: int = 1
+    """CPU threads of torch; a different number changes the last bits of every result."""
+    device: str = "auto"
+    """auto (cuda if there is one), cpu, cuda or cuda:N."""
+    compile: Literal["off", "inductor", "graph"] = "off"
+    """How the update runs: eager, torch.compile, or captured into a CUDA graph."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast on CUDA with float32 master weights."""
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Where experience is kept; see `reverie.agents.budget` for the bytes it takes."""
+
+    capacity: int = 1_000_000
+    """Rows kept over all environments (steps and reset rows); the oldest go first."""
+    storage: Literal["ram", "memmap", "device"] = "ram"
+    """Arrays in memory, in mapped files of the run directory, or on the training device."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run, completely resolved."""
+
+    agent: str = "mudreamer"
+    """Name of the agent, as `reverie tasks` lists them."""
+    task: str = "dmc/cartpole_swingup"
+    """Environment as suite/task; `reverie tasks` lists them."""
+    size: str = "S"
+    """Size preset of the world model: nano, XS, S (the paper), M, L, XL."""
+    seed: int = 0
+    """Root of every random stream of the run."""
+    run: str | None = None
+    """Run directory; none: runs/<suite>/<task>/<agent>-<size>[-<hash of overrides>]/<seed>."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """Environment."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Training."""
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    """Replay."""
+    mudreamer: MuDreamerConfig = field(default_factory=MuDreamerConfig)
+    """Agents mudreamer and dreamerv3."""

@@ -1,0 +1,133 @@
+"""Evaluation: full episodes in parallel, a fixed number per slot, and the three blind controls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reverie.agents.collector import random_action, to_device
+from reverie.agents.interface import Agent
+from reverie.agents.seeding import stream
+from reverie.envs.specs import EnvSpec, Step, VecEnv
+
+Array = NDArray[Any]
+Control = Literal["none", "random", "zero", "blank"]
+CONTROLS: tuple[Control, ...] = ("random", "zero", "blank")
+Chooser = Callable[[Step], Array]
+
+
+class EvaluationStopped(RuntimeError):
+    """`stop` said so before the last episode ended; no score exists."""
+
+
+def evaluate(
+    agent: Agent | None,
+    env: VecEnv,
+    *,
+    episodes: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    control: Control = "none",
+    first_episode: int = 0,
+    stop: Callable[[], bool] = bool,
+) -> dict[str, Any]:
+    """Scores of `episodes` full episodes: slot i plays its episodes first_episode, +1, ...
+
+    Every slot contributes the same number, so that short episodes are not favoured. Controls:
+    "random" and "zero" ignore the agent (None allowed), "blank" shows it black images and zero
+    vectors. `seed` keys the random control. An episode that a fault interrupted is counted
+    under "interrupted" and replaced by the slot's next one. `stop` is asked at every step.
+    """
+    slots = env.num_envs
+    if episodes < 1 or episodes % slots:
+        raise ValueError(f"{episodes} episodes cannot be shared equally by {slots} slots")
+    quota = episodes // slots
+    choose = _chooser(agent, env, control, seed=seed, device=torch.device(device))
+    scores: list[list[float]] = [[] for _ in range(slots)]
+    lengths: list[list[int]] = [[] for _ in range(slots)]
+    score, length = np.zeros(slots), np.zeros(slots, np.int64)
+    row, interrupted = _start(env, first_episode), 0
+    while any(len(done) < quota for done in scores):
+        if stop():
+            raise EvaluationStopped("evaluation was interrupted by a request to stop")
+        row = env.step(choose(row))
+        score = np.where(row.is_first, 0.0, score + row.reward)
+        length = np.where(row.is_first, 0, length + 1)
+        lost = np.broadcast_to(row.info.get("interrupted", False), slots)
+        for slot in np.flatnonzero(row.is_last).tolist():
+            if len(scores[slot]) == quota:
+                continue
+            if lost[slot]:
+                interrupted += 1
+            else:
+                scores[slot].append(float(score[slot]))
+                lengths[slot].append(int(length[slot]))
+    return {
+        **_summary(scores, lengths, env.spec),
+        "control": control,
+        "interrupted": interrupted,
+    }
+
+
+def _chooser(
+    agent: Agent | None, env: VecEnv, control: Control, *, seed: int, device: torch.device
+) -> Chooser:
+    spec, slots = env.spec, env.num_envs
+    if control == "random":
+        rng = stream(seed, "eval_random")
+        return lambda row: random_action(spec, slots, rng)
+    if control == "zero":
+        return lambda row: zero_action(spec, slots)
+    if agent is None:
+        raise ValueError(f"control '{control}' needs an agent; pass one")
+    player = agent
+    carry = player.initial_carry(slots)
+
+    def choose(row: Step) -> Array:
+        nonlocal carry
+        obs = to_device(row.obs, device)
+        if control == "blank":
+            obs = {key: torch.zeros_like(value) for key, value in obs.items()}
+        is_first: Tensor = torch.as_tensor(row.is_first).to(device)
+        carry, action = player.act(carry, obs, is_first, mode="eval")
+        return np.array(action.detach().to("cpu", torch.float32).numpy())
+
+    return choose
+
+
+def zero_action(spec: EnvSpec, num_envs: int) -> Array:
+    """Actions [N, A] of a policy that does nothing: zeros, or always the first discrete action."""
+    action = np.zeros((num_envs, spec.action_size), np.float32)
+    if spec.discrete:
+        action[:, 0] = 1.0
+    return action
+
+
+def _start(env: VecEnv, first_episode: int) -> Step:
+    if first_episode == 0:
+        return env.reset()
+    empty = np.zeros((0, env.spec.action_size), np.float32)
+    return env.restore([first_episode] * env.num_envs, [empty] * env.num_envs)
+
+
+def _summary(scores: list[list[float]], lengths: list[list[int]], spec: EnvSpec) -> dict[str, Any]:
+    returns = [value for slot in scores for value in slot]
+    steps = [value for slot in lengths for value in slot]
+    return {
+        "task": spec.task,
+        "protocol": spec.protocol,
+        "episodes": len(returns),
+        "returns": returns,
+        "lengths": steps,
+        "mean": float(np.mean(returns)),
+        "std": float(np.std(returns)),
+        "median": float(np.median(returns)),
+        "min": float(np.min(returns)),
+        "max": float(np.max(returns)),
+        "frames": int(np.sum(steps)) * spec.action_repeat,
+    }

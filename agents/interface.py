@@ -1,0 +1,47 @@
+"""What the trainer, the collector and evaluation ask of an agent, and nothing more."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+from tensordict import TensorDict
+from torch import Tensor
+
+Carry = dict[str, Tensor]
+"""Everything an agent remembers between two calls of `act`; tensors with N as first dimension."""
+
+Mode = Literal["train", "eval"]
+
+
+class Agent(Protocol):
+    """Acts from an explicit carry, learns from windows [B, T] of replay."""
+
+    def initial_carry(self, num_envs: int) -> Carry:
+        """Carry before the first row of N slots."""
+        ...
+
+    def act(
+        self, carry: Carry, obs: dict[str, Tensor], is_first: Tensor, *, mode: Mode = "train"
+    ) -> tuple[Carry, Tensor]:
+        """Actions float32 [N, A] for `obs` (as in `Step.obs`, on the agent's device).
+
+        Rows with `is_first` [N] forget their carry. Never touches running statistics.
+        """
+        ...
+
+    def update(self, batch: TensorDict) -> dict[str, Tensor]:
+        """One gradient step on a window batch [B, T]; metrics are scalars on the device.
+
+        Keys of `batch`: "image" and/or "vector", "action" (the one that led here), "reward",
+        "is_first", "is_last", "is_terminal". A non-finite loss or gradient leaves every weight
+        as it was and raises the metric "nonfinite" to 1, without a host synchronisation.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nested dict of tensors and JSON values: weights, EMA copies, optimisers, generators."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Strict inverse of `state_dict`; raises on any missing, unknown or misshapen entry."""
+        ...

@@ -1,0 +1,68 @@
+"""One call that trains: settings, a look at whether they fit this machine, training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from reverie.agents.configs import RunConfig
+from reverie.agents.resolve import TASK_PRESETS, resolve, run_directory
+from reverie.envs.registry import make_env
+from reverie.envs.specs import EnvSpec
+from reverie.envs.worker import require_main_guard
+
+
+def run(
+    agent: str = "mudreamer",
+    *,
+    task: str,
+    configs: Sequence[str] = (),
+    fresh: bool = False,
+    **settings: Any,
+) -> int:
+    """Train, or continue the same call; returns the exit code, 0 when the budget is spent.
+
+    A Gymnasium environment of your own::
+
+        from reverie.agents import run
+        from reverie.envs import register
+
+        register("mine/reach", Reach)  # a class, or a function that returns an environment
+        if __name__ == "__main__":
+            run("mudreamer", task="mine/reach", size="nano", train={"steps": 20_000})
+
+    Args:
+        agent: a name that `reverie tasks` lists.
+        task: suite/task; "gym/<EnvId>" takes any installed Gymnasium environment.
+        configs: presets or TOML files, as `--config`.
+        fresh: refuse a run directory that holds a run already.
+        settings: fields of `RunConfig`; a section is a dictionary.
+
+    Raises:
+        ConfigError: lists every setting that cannot work.
+        EnvError: the environment cannot be built, or broke its contract.
+    """
+    overrides = {"agent": agent, "task": task, **settings}
+    return launch(resolve(overrides, configs=configs), fresh=fresh)
+
+
+def launch(cfg: RunConfig, *, fresh: bool = False) -> int:
+    """Train resolved settings, unless this machine cannot hold the run; returns the exit code."""
+    require_main_guard()
+    # late, because every worker imports a script that imports `run`, and needs no torch
+    from reverie.agents.budget import check_replay_fits
+    from reverie.agents.devices import resolve_device
+    from reverie.agents.trainer import train
+
+    resolve_device(cfg.train.device)
+    check_replay_fits(cfg, run_directory(cfg), _foreign_spec(cfg))
+    return train(cfg, fresh=fresh)
+
+
+def _foreign_spec(cfg: RunConfig) -> EnvSpec | None:
+    """Sizes of a task from outside; building it once also finds what it lacks before a run does."""
+    if cfg.task.partition("/")[0] in TASK_PRESETS:
+        return None
+    env = make_env(cfg.task, image_size=cfg.env.image_size, action_repeat=cfg.env.action_repeat)
+    env.close()
+    return env.spec

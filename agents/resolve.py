@@ -1,0 +1,154 @@
+"""From presets, files and flags to one resolved `RunConfig`, and from there to its directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reverie.agents.config_checks import find_problems
+from reverie.agents.configs import ConfigError, RunConfig
+from reverie.agents.overlays import Tree, as_tree, flatten, merge, overlay, to_toml
+from reverie.agents.registry import AGENTS
+
+TASK_PRESETS = {
+    "dmc": "task-dmc",
+    "atari": "task-atari100k",
+    "toy": "task-toy",
+    "torch": "task-toy",
+}
+"""Suite -> preset; tasks of other suites start from the defaults."""
+
+SIZES = ("nano", "XS", "S", "M", "L", "XL")
+"""World-model sizes, smallest first."""
+
+PRESETS = Path(__file__).with_name("presets")
+"""Folder of the packaged presets."""
+
+PLACE = ("run", "seed")
+"""Settings that say where a run lies and not what it is; they stay out of the hash."""
+
+
+def resolve(
+    overrides: Mapping[str, Any] | None = None, *, configs: Sequence[str] = ()
+) -> RunConfig:
+    """Lay agent, task and size presets, then `configs`, then `overrides` over the defaults.
+
+    Args:
+        overrides: nested tree of settings; the last word.
+        configs: names of packaged presets, or paths of TOML files.
+
+    Raises:
+        ConfigError: lists every problem found.
+    """
+    problems: list[str] = []
+    own = merge([*(_read_config(name, problems) for name in configs), dict(overrides or {})])
+    cfg = RunConfig()
+    for tree in [*_base_presets(own, problems), own]:
+        cfg = overlay(cfg, tree, problems)
+    problems += find_problems(cfg)
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return cfg
+
+
+def _base_presets(own: Tree, problems: list[str]) -> list[Tree]:
+    default = RunConfig()
+    agent, task, size = (str(own.get(k, getattr(default, k))) for k in ("agent", "task", "size"))
+    names = [TASK_PRESETS.get(task.partition("/")[0], "")]
+    for key, name, known in (("agent", agent, tuple(AGENTS)), ("size", size, SIZES)):
+        if name in known:
+            names.append(f"{key}-{name}")
+        else:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            problems.append(f"{key}: expected one of {', '.join(known)}, found {name!r}{hint}")
+    return [read_preset(name) for name in names if name]
+
+
+def preset_names() -> list[str]:
+    """Names of all packaged presets."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def read_preset(name: str) -> Tree:
+    """Settings of a packaged preset; it must exist."""
+    return tomllib.loads((PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def _read_config(name: str, problems: list[str]) -> Tree:
+    if name in preset_names():
+        return read_preset(name)
+    try:
+        return tomllib.loads(Path(name).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        free = [preset for preset in preset_names() if not preset.startswith(("agent-", "size-"))]
+        problems.append(
+            f"config {name!r}: neither a preset ({', '.join(free)}) nor a readable file: {error}"
+        )
+    except tomllib.TOMLDecodeError as error:
+        problems.append(f"config {name!r}: not valid TOML: {error}")
+    return {}
+
+
+def dump(cfg: RunConfig) -> str:
+    """TOML text of every setting; `load` and `--config` read it back to an equal config."""
+    return to_toml(as_tree(cfg))
+
+
+def load(path: Path) -> RunConfig:
+    """Read what `dump` wrote: no presets are laid under it, but every key must be known.
+
+    Raises:
+        ConfigError: unreadable file, or unknown or impossible settings.
+    """
+    problems: list[str] = []
+    cfg = overlay(RunConfig(), _read_config(str(path), problems), problems)
+    problems += find_problems(cfg)
+    if problems:
+        raise ConfigError(problems)
+    return cfg
+
+
+def changed_settings(cfg: RunConfig) -> Tree:
+    """Dotted settings in which `cfg` differs from its agent, task and size presets."""
+    base = flatten(as_tree(resolve({"agent": cfg.agent, "task": cfg.task, "size": cfg.size})))
+    mine = flatten(as_tree(cfg))
+    return {name: mine[name] for name in mine if name not in PLACE and mine[name] != base[name]}
+
+
+def override_hash(cfg: RunConfig) -> str:
+    """Eight hex digits that name the settings changed from the presets; empty: none changed."""
+    changed = changed_settings(cfg)
+    if not changed:
+        return ""
+    text = json.dumps(changed, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def run_directory(cfg: RunConfig) -> Path:
+    """Where the run lives: `cfg.run`, or its place below runs/."""
+    if cfg.run is not None:
+        return Path(cfg.run)
+    suffix = override_hash(cfg)
+    name = f"{cfg.agent}-{cfg.size}" + (f"-{suffix}" if suffix else "")
+    return Path("runs", *cfg.task.split("/"), name, str(cfg.seed))
+
+
+def with_overrides(cfg: RunConfig, tree: Mapping[str, Any]) -> RunConfig:
+    """`cfg` with some settings replaced and checked again.
+
+    Raises:
+        ConfigError: lists every problem found.
+    """
+    problems: list[str] = []
+    changed = overlay(dataclasses.replace(cfg), tree, problems)
+    problems += find_problems(changed)
+    if problems:
+        raise ConfigError(problems)
+    return changed

@@ -1,0 +1,100 @@
+"""The command `reverie`: one small module per subcommand, imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": ("train", "train an agent; the same command resumes"),
+    "eval": ("evaluation", "score a run's newest checkpoint, with blind controls on request"),
+    "demo": ("demo", "train a small MuDreamer from pixels and compare it with blind play"),
+    "tasks": ("tasks", "list tasks, agents, sizes and presets"),
+    "doctor": ("doctor", "check rendering, ROMs, device and versions, with the fix for each"),
+    "bench speed": ("throughput", "measure updates, environment steps and replay windows"),
+    "bench curves": ("curves", "plot a metric of several runs, with its numbers as JSON"),
+}
+"""Words of a subcommand -> (module of reverie.benchmarks with `main(args)`, summary)."""
+
+EXAMPLES = """examples:
+  reverie train mudreamer --task dmc/walker_walk --size S --seed 0
+  reverie train dreamerv3 --task atari/pong --train.device cuda --train.precision bf16
+  reverie train mudreamer --task toy/dot --config debug
+  reverie train mudreamer --help        every setting, its meaning and its preset value
+  reverie eval runs/dmc/walker_walk/mudreamer-S/0 --episodes 10 --controls
+"""
+
+
+def manual() -> str:
+    """Text of `reverie --help`."""
+    width = max(map(len, COMMANDS))
+    rows = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    head = "usage: reverie COMMAND ...\n\nWorld-model agents without pixel reconstruction.\n"
+    return "\n".join([head, "commands:", *rows, "", EXAMPLES])
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit status (2: the command line is wrong)."""
+    words = list(sys.argv[1:] if args is None else args)
+    try:
+        status = _dispatch(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the reader went away, as in `reverie tasks | head`; keep the interpreter from flushing
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    return status
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(manual())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        sys.stdout.write(f"reverie {version('reverie')}\n")
+        return 0
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            return _run(COMMANDS[name][0], words[length:])
+    sys.stderr.write(f"reverie: unknown command {words[0]!r}\n\n{manual()}")
+    return 2
+
+
+def _run(module: str, args: list[str]) -> int:
+    # dm_control reads it when it is imported; headless machines have no display
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    from reverie.agents.configs import ConfigError
+
+    try:
+        status: int = importlib.import_module(f"reverie.benchmarks.{module}").main(args)
+    except ConfigError as error:
+        sys.stderr.write(f"reverie: {error}\n")
+        return 2
+    except RuntimeError as error:
+        # these explain themselves; anything else is a fault of ours and shows where
+        if not isinstance(error, explained_errors()):
+            raise
+        sys.stderr.write(f"reverie: {error}\n")
+        return 1
+    return status
+
+
+def explained_errors() -> tuple[type[RuntimeError], ...]:
+    """Error families whose message says what was expected, what was found and what to do."""
+    from reverie.agents.checkpoint import CheckpointError
+    from reverie.agents.devices import DeviceMemoryError
+    from reverie.agents.rundir import RunDirError
+    from reverie.agents.stopping import NonFiniteError, OutOfMemoryError
+    from reverie.envs.specs import EnvError
+
+    families = (CheckpointError, DeviceMemoryError, EnvError, NonFiniteError, OutOfMemoryError)
+    return (*families, RunDirError)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

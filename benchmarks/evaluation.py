@@ -1,0 +1,175 @@
+"""`reverie eval RUN`: full episodes of a trained agent, beside agents that see or do nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from reverie.agents.checkpoint import CheckpointError, best, checkpoints, load, load_latest
+from reverie.agents.configs import ConfigError, RunConfig
+from reverie.agents.devices import memory_advice, resolve_device
+from reverie.agents.evaluate import CONTROLS, Control, evaluate
+from reverie.agents.files import write_atomic
+from reverie.agents.registry import build_agent
+from reverie.agents.resolve import load as load_config
+from reverie.agents.resolve import with_overrides
+from reverie.agents.trainer import build_env
+
+MAX_SLOTS = 16
+"""Episodes played at once; each slot plays equally many."""
+
+LABELS = {
+    "none": "agent",
+    "random": "uniform random actions",
+    "zero": "zero action",
+    "blank": "same agent, blanked images",
+}
+"""What the table calls each way to play."""
+
+Results = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """Settings and weights of one checkpoint."""
+
+    cfg: RunConfig
+    """Resolved settings of the run."""
+    step: int
+    """Agent steps at the checkpoint."""
+    state: dict[str, Any]
+    """The agent's part of the checkpoint."""
+    notes: list[str]
+    """Checkpoints that had to be passed over."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Evaluate from command-line flags; returns the exit status."""
+    return tyro.cli(show, args=list(args), prog="reverie eval")
+
+
+def show(
+    run: tyro.conf.Positional[Path],
+    episodes: int = 10,
+    controls: tyro.conf.FlagCreatePairsOff[bool] = False,
+    checkpoint: Literal["latest", "best"] = "latest",
+    device: str = "auto",
+    first_episode: int = 0,
+) -> int:
+    """Score a run's agent on full episodes and write the result into the run directory.
+
+    Args:
+        run: run directory, as training printed it.
+        episodes: full episodes, shared equally by parallel slots; actions are sampled.
+        controls: also play uniformly at random, with the zero action, and on blanked images.
+        checkpoint: the newest one, or the one with the best evaluation during training.
+        device: auto, cpu, cuda or cuda:N.
+        first_episode: number of the first episode of every slot; others have other seeds.
+    """
+    console = Console()
+    if episodes < 1 or first_episode < 0:
+        found = f"found {episodes} and {first_episode}"
+        raise ConfigError([f"expected --episodes >= 1 and --first-episode >= 0, {found}"])
+    trained = load_run(run, checkpoint=checkpoint)
+    for note in trained.notes:
+        console.print(f"note: {note}")
+    ways: tuple[Control, ...] = ("none", *CONTROLS) if controls else ("none",)
+    results = score_run(
+        trained, ways, episodes=episodes, device=device, first_episode=first_episode
+    )
+    path = save_results(run, trained, results)
+    console.print(as_table(trained, results))
+    console.print(f"written to {path}")
+    return 0
+
+
+def load_run(run: Path, *, checkpoint: Literal["latest", "best"] = "latest") -> TrainedRun:
+    """Settings and agent weights of a run directory.
+
+    Raises:
+        ConfigError: this is no run directory, or it has no checkpoint.
+        CheckpointError: no checkpoint can be read.
+    """
+    config = run / "config.toml"
+    if not config.is_file():
+        raise ConfigError([f"run: expected a run directory with config.toml, found none in {run}"])
+    cfg = load_config(config)
+    if not checkpoints(run):
+        raise ConfigError([f"run: {run} has no checkpoint yet; train it first"])
+    if checkpoint == "best":
+        path = best(run)
+        if path is None:
+            raise ConfigError([f"run: {run} was never evaluated; use --checkpoint latest"])
+        found = load(path)
+        return TrainedRun(cfg, found.step, found.state["agent"], [])
+    latest = load_latest(run)
+    if latest is None:
+        raise CheckpointError(f"{run} lost its checkpoints while they were read; try again")
+    step, state, notes = latest
+    return TrainedRun(cfg, step, state["agent"], notes)
+
+
+def score_run(
+    trained: TrainedRun,
+    ways: Sequence[Control],
+    *,
+    episodes: int,
+    device: str = "auto",
+    first_episode: int = 0,
+) -> Results:
+    """Result of each way to play, all on the same start states and in the same environments."""
+    cfg = with_overrides(trained.cfg, {"train": {"device": device, "eval_episodes": episodes}})
+    torch.set_num_threads(cfg.train.threads)
+    env = build_env(cfg, "eval", slots_for(episodes))
+    try:
+        with memory_advice(cfg):
+            agent = build_agent(env.spec, cfg)
+            agent.load_state_dict(trained.state)
+            return {
+                way: evaluate(
+                    agent,
+                    env,
+                    episodes=episodes,
+                    seed=cfg.seed,
+                    device=resolve_device(cfg.train.device),
+                    control=way,
+                    first_episode=first_episode,
+                )
+                for way in ways
+            }
+    finally:
+        env.close()
+
+
+def slots_for(episodes: int) -> int:
+    """Most parallel slots, up to `MAX_SLOTS`, that share `episodes` equally."""
+    return next(n for n in range(min(MAX_SLOTS, episodes), 0, -1) if episodes % n == 0)
+
+
+def save_results(run: Path, trained: TrainedRun, results: Results) -> Path:
+    """Write all results beside the run's other files; the step is in the name."""
+    path = run / f"evaluation-{trained.step:09d}.json"
+    record = {"step": trained.step, "seed": trained.cfg.seed, "results": results}
+    write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
+    return path
+
+
+def as_table(trained: TrainedRun, results: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Scores of all ways to play."""
+    cfg = trained.cfg
+    first = next(iter(results.values()))
+    title = f"{cfg.agent}-{cfg.size} on {cfg.task}, seed {cfg.seed}, step {trained.step:,}"
+    table = Table("plays", "mean", "std", "min", "max", "episodes", title=title)
+    table.caption = first["protocol"]
+    for way, result in results.items():
+        values = (f"{result[name]:.1f}" for name in ("mean", "std", "min", "max"))
+        table.add_row(LABELS[way], *values, str(result["episodes"]))
+    return table

@@ -1,0 +1,254 @@
+"""From a task name "suite/task" to environments.
+
+Suites: "dmc" (dm_control pixels), "atari", "toy", "torch" (batched worlds on a device), "gym"
+(any installed Gymnasium id, for example "gym/CartPole-v1"), and what `register` adds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gymnasium
+
+from reverie.envs.dmc import TASKS as DMC_TASKS
+from reverie.envs.dmc import DmControl
+from reverie.envs.dot import Dot
+from reverie.envs.guards import Guarded, OnInvalid
+from reverie.envs.settings import EnvSettings
+from reverie.envs.single import ActionRepeat, Env, Purpose, TimeLimit
+from reverie.envs.specs import EnvError, VecEnv
+from reverie.envs.toy import Chain, Counter, Identity, Ones
+from reverie.envs.vector import InlineVec
+
+Workers = Literal["auto", "process", "inline"]
+UserCtor = Callable[[], "gymnasium.Env[Any, Any] | Env"]
+
+REPEATS = {"dmc": 2, "atari": 4}
+"""Default simulator steps per agent step; 1 elsewhere."""
+
+TOYS: dict[str, str] = {
+    "counter": "writes (seed, time, action) into each observation: for testing data paths",
+    "chain": "vector-only walk to a goal; values known in closed form",
+    "ones": "reward 1 forever, cut by a time limit; the value is 1/(1-gamma)",
+    "identity": "name the quadrant that lights up; blind play earns a quarter",
+    "dot": "bring a dot to its target in front of a drifting distractor",
+}
+
+_registered: dict[str, UserCtor] = {}
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """One line of `reverie tasks`."""
+
+    task: str
+    suite: str
+    summary: str
+
+
+def tasks() -> list[TaskInfo]:
+    """Return all named tasks; "gym/<EnvId>" and further Atari games work without being listed."""
+    from reverie.envs.atari import ATARI_100K
+
+    listed = [TaskInfo(f"dmc/{n}", "dmc", "dm_control from pixels") for n in sorted(DMC_TASKS)]
+    listed += [TaskInfo(f"atari/{n}", "atari", "Atari 100k game") for n in ATARI_100K]
+    listed += [TaskInfo(f"toy/{n}", "toy", summary) for n, summary in TOYS.items()]
+    listed.append(TaskInfo("torch/dots", "torch", "toy/dot in batches on a device"))
+    listed += [TaskInfo(n, n.split("/")[0], "registered by the user") for n in _registered]
+    return listed
+
+
+def register(task: str, ctor: UserCtor) -> None:
+    """Add a task "suite/name" whose `ctor` returns a Gymnasium environment or an `Env`.
+
+    For worker processes `ctor` has to be a function or class of an importable module::
+
+        register("mine/maze", make_maze)
+        make_vec("mine/maze", 8, seed=0)
+    """
+    suite, _, name = task.partition("/")
+    if not suite or not name:
+        raise EnvError(f'Expected a task name "suite/name", found {task!r}.')
+    if suite in ("dmc", "atari", "toy", "torch", "gym"):
+        raise EnvError(f"Expected a suite of your own, found the built-in suite {suite!r}.")
+    if not callable(ctor):
+        raise EnvError(f"Expected a function that builds {task}, found {type(ctor).__name__}.")
+    _registered[task] = ctor
+
+
+def make_vec(
+    task: str,
+    num_envs: int,
+    *,
+    seed: int,
+    purpose: Purpose = "train",
+    image_size: int = 64,
+    action_repeat: int | None = None,
+    render: Literal["reference", "quick"] = "reference",
+    time_limit: int | None = None,
+    workers: Workers = "auto",
+    step_timeout: float = 60.0,
+    on_invalid: OnInvalid = "error",
+    device: str = "cpu",
+) -> VecEnv:
+    """Build N environments of a task; `time_limit` counts agent steps.
+
+    "auto" uses worker processes for several environments, except for toys, and for Atari and torch
+    worlds, which are vectorised by themselves. `device` is where torch worlds live.
+    """
+    settings = _settings(
+        task, image_size, action_repeat, render=render, time_limit=time_limit, on_invalid=on_invalid
+    )
+    suite, _, name = task.partition("/")
+    if num_envs < 1:
+        raise EnvError(f"Expected at least one environment, found num_envs={num_envs}.")
+    if suite == "atari":
+        from reverie.envs.atari import AtariVec
+
+        return AtariVec(
+            name,
+            num_envs,
+            seed=seed,
+            purpose=purpose,
+            image_size=image_size,
+            frameskip=settings.action_repeat,
+            time_limit=time_limit,
+        )
+    if suite == "torch":
+        return _torch_world(settings, num_envs, seed=seed, purpose=purpose, device=device)
+    ctor = functools.partial(_build, settings, _registered.get(task))
+    if workers == "inline" or (workers == "auto" and (num_envs == 1 or suite == "toy")):
+        return InlineVec(ctor, num_envs, seed=seed, purpose=purpose, settings=settings)
+    from reverie.envs.process_vec import ProcessVec
+
+    return ProcessVec(
+        ctor,
+        num_envs,
+        seed=seed,
+        purpose=purpose,
+        step_timeout=step_timeout,
+        settings=settings,
+    )
+
+
+def make_env(
+    task: str,
+    *,
+    image_size: int = 64,
+    action_repeat: int | None = None,
+    render: Literal["reference", "quick"] = "reference",
+    time_limit: int | None = None,
+    on_invalid: OnInvalid = "error",
+) -> Env:
+    """Build one environment without slots or episode bookkeeping; not for atari and torch."""
+    settings = _settings(
+        task, image_size, action_repeat, render=render, time_limit=time_limit, on_invalid=on_invalid
+    )
+    if task.split("/")[0] in ("atari", "torch"):
+        raise EnvError(f"{task} exists as a vector only: use make_vec({task!r}, 1, seed=0).")
+    return _build(settings, _registered.get(task))
+
+
+def _settings(
+    task: str,
+    image_size: int,
+    action_repeat: int | None,
+    *,
+    render: Literal["reference", "quick"],
+    time_limit: int | None,
+    on_invalid: OnInvalid,
+) -> EnvSettings:
+    _require_known(task)
+    repeat = REPEATS.get(task.split("/")[0], 1) if action_repeat is None else action_repeat
+    numbers = {"image_size": image_size, "action_repeat": repeat, "time_limit": time_limit}
+    for field, value in numbers.items():
+        if value is not None and value < 1:
+            raise EnvError(f"{task}: expected {field} >= 1, found {value}.")
+    if render not in ("reference", "quick"):
+        raise EnvError(f"{task}: expected render 'reference' or 'quick', found {render!r}.")
+    return EnvSettings(task, image_size, repeat, render, time_limit, on_invalid)
+
+
+def _require_known(task: str) -> None:
+    suite, _, name = task.partition("/")
+    if suite in ("gym", "atari") and name:
+        return  # their own registries know the names
+    known = [info.task for info in tasks()]
+    if task in known:
+        return
+    close = difflib.get_close_matches(task, known, n=3)
+    hint = f"Did you mean {' or '.join(close)}? " if close else ""
+    raise EnvError(
+        f'Expected a task "suite/name", found {task!r}. {hint}`reverie tasks` lists all of them; '
+        "gym/<EnvId> takes any installed Gymnasium environment."
+    )
+
+
+def _build(settings: EnvSettings, user: UserCtor | None) -> Env:
+    """Build and wrap one environment in the process that will step it."""
+    suite, _, name = settings.task.partition("/")
+    if suite == "dmc":
+        env: Env = DmControl(
+            name,
+            image_size=settings.image_size,
+            action_repeat=settings.action_repeat,
+            render=settings.render,
+            unlimited=settings.time_limit is not None,
+        )
+    else:
+        env = _plain(suite, name, settings, user)
+        if settings.action_repeat > 1:
+            env = ActionRepeat(env, settings.action_repeat)
+    if settings.time_limit is not None:
+        env = TimeLimit(env, settings.time_limit)
+    return Guarded(env, settings.on_invalid)
+
+
+def _plain(suite: str, name: str, settings: EnvSettings, user: UserCtor | None) -> Env:
+    size = settings.image_size
+    if suite == "toy":
+        pixels: dict[str, Any] = {"counter": Counter, "identity": Identity, "dot": Dot}
+        vectors: dict[str, Any] = {"chain": Chain, "ones": Ones}
+        toy: Env = pixels[name](image_size=size) if name in pixels else vectors[name]()
+        return toy
+    from reverie.envs.gym_import import GymEnv
+
+    if suite == "gym":
+        return GymEnv(functools.partial(_gym_make, name), settings.task, image_size=size)
+    assert user is not None, f"{settings.task} is not registered"
+    made = user()
+    if isinstance(made, gymnasium.Env):
+        return GymEnv(lambda: made, settings.task, image_size=size)
+    return made
+
+
+def _gym_make(env_id: str) -> Any:
+    try:
+        return gymnasium.make(env_id)
+    except gymnasium.error.Error as error:
+        raise EnvError(
+            f"gym/{env_id}: expected an installed Gymnasium environment, found: {error} "
+            "Import the package that registers it as gym/<module>:<EnvId>."
+        ) from error
+
+
+def _torch_world(
+    settings: EnvSettings, num_envs: int, *, seed: int, purpose: Purpose, device: str
+) -> VecEnv:
+    from reverie.envs.dot import DOT_STEPS
+    from reverie.envs.torch_vector import TorchDots
+
+    if settings.action_repeat != 1:
+        raise EnvError(f"torch/dots: expected action_repeat 1, found {settings.action_repeat}.")
+    return TorchDots(
+        num_envs,
+        seed=seed,
+        purpose=purpose,
+        image_size=settings.image_size,
+        device=device,
+        time_limit=settings.time_limit or DOT_STEPS,
+    )

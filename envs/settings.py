@@ -1,0 +1,49 @@
+"""What defines the problem an agent is given, apart from seeds and from how it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from reverie.envs.specs import EnvError
+
+
+@dataclass(frozen=True)
+class EnvSettings:
+    """The settings that a score depends on; two runs are comparable when these are equal."""
+
+    task: str
+    """Registry name, "suite/task"."""
+    image_size: int = 64
+    """Height and width of images, in pixels."""
+    action_repeat: int = 1
+    """Simulator steps per agent step."""
+    render: Literal["reference", "quick"] = "reference"
+    """dm_control's picture, or the fast one without shadows."""
+    time_limit: int | None = None
+    """Agent steps after which an episode is cut; None: as the suite has it."""
+    on_invalid: Literal["error", "drop"] = "error"
+    """What happens at NaN, absurd rewards or wrong shapes."""
+
+
+def settings_differences(train: EnvSettings, evaluation: EnvSettings) -> dict[str, tuple[Any, Any]]:
+    """Return the fields in which evaluation differs from training, with both values."""
+    ours, theirs = asdict(train), asdict(evaluation)
+    return {k: (ours[k], theirs[k]) for k in ours if ours[k] != theirs[k]}
+
+
+def require_same_settings(
+    train: EnvSettings, evaluation: EnvSettings, *, allowed: Collection[str] = ()
+) -> None:
+    """Raise `EnvError` if evaluation differs from training in a field not `allowed` on purpose."""
+    found = settings_differences(train, evaluation)
+    wrong = {k: v for k, v in found.items() if k not in allowed}
+    if wrong:
+        listed = "; ".join(
+            f"{k}: trained with {a!r}, evaluated with {b!r}" for k, (a, b) in wrong.items()
+        )
+        raise EnvError(
+            f"Expected evaluation in the environment of training, found {listed}. Name the field "
+            "in `allowed` if the difference is meant."
+        )
