@@ -44,6 +44,10 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
+SIMULATORS = ("atari/pong", "dmc/cartpole_swingup")
+EVERY = [pytest.param(t, marks=pytest.mark.slow) if t in SIMULATORS else t for t in SMALL]
+
+
 def random_actions(spec: envs.EnvSpec, num_envs: int, steps: int) -> np.ndarray:
     rng = np.random.default_rng(3)
     if spec.discrete:
@@ -119,7 +123,7 @@ def test_trap_06_an_env_that_reuses_its_array_loses_nothing(workers: str) -> Non
     vec.close()
 
 
-@pytest.mark.parametrize("task", SMALL)
+@pytest.mark.parametrize("task", EVERY)
 def test_same_seed_twice_and_another_seed(task: str) -> None:
     def play(**options: Any) -> list[Step]:
         vec = make(task, **options)

@@ -17,6 +17,7 @@ from reverie.envs.torchrl_adapter import TorchRLEnv
 
 
 @pytest.mark.atari
+@pytest.mark.slow
 def test_trap_23_the_first_picture_knows_only_its_own_episode() -> None:
     """Max-pooling at a reset must not see a frame of the game before."""
     played = make_vec("atari/breakout", 2, seed=1, time_limit=30)
@@ -37,6 +38,7 @@ def test_trap_23_the_first_picture_knows_only_its_own_episode() -> None:
 
 
 @pytest.mark.atari
+@pytest.mark.slow
 def test_trap_24_action_repeat_holds_in_later_episodes() -> None:
     for repeat in (1, 4):
         vec = make_vec("atari/pong", 2, seed=0, time_limit=6, action_repeat=repeat)

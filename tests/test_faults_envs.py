@@ -205,6 +205,7 @@ CHILD = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "ending",
     [

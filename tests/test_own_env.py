@@ -55,6 +55,7 @@ def test_every_kind_of_observation_trains(name: str, tmp_path: Path) -> None:
     assert records(place / "metrics.jsonl")[-1]["eval/mean"] == own_envs.LENGTH
 
 
+@pytest.mark.slow
 def test_an_installed_environment_trains_from_the_command_line(tmp_path: Path) -> None:
     place = tmp_path / "run"
     words = ["train", "mudreamer", "--task", "gym/CartPole-v1", "--size", "nano"]

@@ -331,8 +331,9 @@ def test_sampling_costs_one_copy_of_the_batch() -> None:
         np.copyto(target, source[turn % 24])
         copying.append(time.process_time() - middle)
         drawing.append(middle - begin)
-    limit = max(1e-3, 1.5 * float(np.median(copying)))
-    assert float(np.median(drawing)) <= limit, (np.median(drawing), np.median(copying))
+    # the fastest tenth of each: a busy neighbour slows the memory down for a while
+    drawn, copied = np.quantile(drawing, 0.1), np.quantile(copying, 0.1)
+    assert drawn <= max(1e-3, 1.5 * copied), (drawn, copied)
 
 
 def test_torchrl_export_and_import_round_trip() -> None:

@@ -130,6 +130,7 @@ run.close()
 """
 
 
+@pytest.mark.slow
 def test_fault_10_two_processes_on_one_run_directory(tmp_path: Path) -> None:
     first = start_child(HOLD, tmp_path, CONFIG)
     wait_for_line(first, "ready")

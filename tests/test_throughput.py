@@ -139,7 +139,8 @@ def trained(kind: str, *, compile_mode: str, precision: str, updates: int) -> tu
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler's own look
+# the compiler looks at the gradient of imagined actions, which are no leaves
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize(
     "kind", ["continuous", pytest.param("discrete", marks=pytest.mark.nightly)]
 )

@@ -67,7 +67,9 @@ def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
         train(config(tmp_path), fresh=True)
 
 
-@pytest.mark.parametrize("ratio", [1.0, 4.0, 16.0, 50.0, 128.0])
+@pytest.mark.parametrize(
+    "ratio", [1.0, 4.0, 16.0, 50.0, pytest.param(128.0, marks=pytest.mark.slow)]
+)
 def test_train_ratio_is_exact_at_every_moment(ratio: float, tmp_path: Path) -> None:
     loop = trainer(tmp_path, train={"train_ratio": ratio, "eval_episodes": 0})
     while loop.steps < 200:

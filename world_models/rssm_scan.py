@@ -233,7 +233,9 @@ class PosteriorScan(torch.autograd.Function):
         *flat: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs time-first: embed, action [T, B, U]; keep [T, B, 1]; exponential [T, B, S, C]."""
-        weights = _cast(ScanWeights(*flat), dtype)
+        # a compiled step asks its inputs for their gradients, which only leaves keep
+        weights = _cast(ScanWeights(*(w.detach() for w in flat)), dtype)
+        embed, action, h0 = embed.detach(), action.detach(), h0.detach()
         h, z = h0.expand(embed.shape[1], -1), z0.expand(embed.shape[1], -1)
         rows = zip(
             embed.unbind(0), action.unbind(0), keep.unbind(0), exponential.unbind(0), strict=True
