@@ -24,7 +24,8 @@ def test_picture_and_numbers(tmp_path: Path) -> None:
     a, b = make_run(tmp_path / "a", [0, 2, 4]), make_run(tmp_path / "b", [2, 4, 6, 8])
     out = tmp_path / "deep" / "x.png"
     assert main([f"ours={a},{b}", "--out", str(out), "--floor", "1.5"]) == 0
-    assert Image.open(out).size[0] > 500
+    with Image.open(out) as picture:
+        assert picture.size[0] > 500
     numbers = json.loads(out.with_suffix(".json").read_text())
     assert numbers["curves"]["ours"][1] == {"step": [0, 10, 20, 30], "value": [2, 4, 6, 8]}
     assert numbers["floor"] == [1.5]

@@ -179,6 +179,7 @@ def test_bf16_updates_stay_finite_and_keep_float32_weights(kind: str) -> None:
 # --------------------------------------------------------------------------------- the command
 
 
+@pytest.mark.slow
 def test_the_command_reports_every_part(tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "speed" / "nano.json"
     sizes = "--size nano --batch 2 --length 8 --image-size 16 --device cpu --repeats 2".split()
