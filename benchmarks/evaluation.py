@@ -155,8 +155,12 @@ def slots_for(episodes: int) -> int:
 
 
 def save_results(run: Path, trained: TrainedRun, results: Results) -> Path:
-    """Write all results beside the run's other files; the step is in the name."""
-    path = run / f"evaluation-{trained.step:09d}.json"
+    """Write all results beside the run's other files; an earlier evaluation is never replaced."""
+    name = f"evaluation-{trained.step:09d}"
+    path, count = run / f"{name}.json", 1
+    while path.exists():
+        count += 1
+        path = run / f"{name}-{count}.json"
     record = {"step": trained.step, "seed": trained.cfg.seed, "results": results}
     write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
     return path

@@ -140,6 +140,10 @@ def test_eval_scores_the_agent_and_its_blind_controls(trained: Path, capsys: Cap
     first = evaluation.score_run(evaluation.load_run(trained), ["none"], episodes=2)
     again = evaluation.score_run(evaluation.load_run(trained), ["none"], episodes=2)
     assert first["none"]["returns"] == again["none"]["returns"]
+    assert cli.main(["eval", str(trained), "--episodes", "1"]) == 0
+    kept = json.loads((trained / "evaluation-000000096.json").read_text())
+    assert kept == record, "an earlier evaluation is never replaced"
+    assert (trained / "evaluation-000000096-2.json").is_file()
 
 
 @pytest.mark.parametrize(
