@@ -318,3 +318,18 @@ def test_every_ablation_row_is_a_switch() -> None:
     for row in rows:
         metrics = agent(replace(CFG, model=replace(MODEL, **row))).update(batch())  # type: ignore[arg-type]
         assert metrics["nonfinite"] == 0, row
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["inductor", "graph"])
+def test_trap_18_capture_equals_eager_and_its_warm_up_leaves_no_trace(mode: str) -> None:
+    eager = agent(device="cuda")
+    other = agent(device="cuda", compile=mode)
+    for seed in range(3):
+        rows = batch(seed=seed).to("cuda")
+        eager.update(rows)
+        other.update(rows)
+        a, b = flat_state(eager), flat_state(other)
+        assert a.keys() == b.keys()
+        for key in a:
+            torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-4, msg=key)

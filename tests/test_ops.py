@@ -227,6 +227,10 @@ def test_percentile_scale() -> None:
     )
     close(torch.stack([low, high, scale]), [2.5, 47.5, 45.0])
     assert ops.percentile_scale(returns * 1e-3, low * 0, high * 0)[2] == 1.0, "floor of 1"
+    drawn = torch.randn(37, 11, generator=torch.Generator().manual_seed(0))
+    exact = torch.quantile(drawn, torch.tensor([0.05, 0.95]))
+    found = ops.percentile_scale(drawn, torch.zeros(()), torch.zeros(()), decay=0.0)
+    assert torch.equal(torch.stack(found[:2]), exact)
 
 
 def test_trajectory_weight() -> None:

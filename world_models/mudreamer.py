@@ -183,7 +183,8 @@ class MuDreamerModel(nn.Module):
 
     def total_loss(self, losses: dict[str, Tensor]) -> Tensor:
         """Weighted sum of the means over B and T."""
-        return sum((self.loss_scales[k] * v.mean() for k, v in losses.items()), torch.zeros(()))
+        terms = [self.loss_scales[name] * loss.mean() for name, loss in losses.items()]
+        return sum(terms[1:], terms[0])
 
     def features(self, latents: Latents) -> Tensor:
         """[h, z] [..., F]."""

@@ -157,11 +157,21 @@ def percentile_scale(
     DreamerV3 v1, return normalisation.
     gradient: none.
     """
-    flat = returns.detach().float().flatten()
-    quantile = torch.quantile(flat, torch.tensor([0.05, 0.95], device=flat.device))
-    low = decay * low + (1.0 - decay) * quantile[0]
-    high = decay * high + (1.0 - decay) * quantile[1]
+    ordered = returns.detach().float().flatten().sort().values
+    low = decay * low + (1.0 - decay) * _quantile(ordered, 0.05)
+    high = decay * high + (1.0 - decay) * _quantile(ordered, 0.95)
     return low, high, torch.clamp(high - low, min=1.0)
+
+
+def _quantile(ordered: Tensor, share: float) -> Tensor:
+    """`torch.quantile` of sorted values [K], bit for bit, from positions the host knows.
+
+    torch's own copies the share to the device at every call, which no graph can capture.
+    """
+    position = torch.tensor(share) * (len(ordered) - 1)
+    below = int(position)
+    above = min(below + 1, len(ordered) - 1)
+    return torch.lerp(ordered[below], ordered[above], float(position - below))
 
 
 def trajectory_weight(discount: Tensor, gamma: float) -> Tensor:
