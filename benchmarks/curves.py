@@ -30,6 +30,7 @@ def draw(
     out: Path = Path("curves.png"),
     title: str = "",
     floor: Annotated[tuple[float, ...], tyro.conf.arg(metavar="[FLOAT ...]")] = (),
+    until: float = float("inf"),
 ) -> int:
     """Plot a metric of runs: every seed thin, the mean of each group thick.
 
@@ -39,8 +40,11 @@ def draw(
         out: PNG to write; the numbers go beside it as .json.
         title: heading of the picture.
         floor: horizontal lines, such as a blind control or a stated floor.
+        until: last agent step to show, for runs of unequal budgets.
     """
-    curves = {label: [curve(run, tag) for run in runs] for label, runs in parse(groups).items()}
+    curves = {
+        label: [curve(run, tag, until) for run in runs] for label, runs in parse(groups).items()
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     _plot(curves, tag, out, title, floor)
     numbers = {
@@ -74,11 +78,15 @@ def parse(groups: Sequence[str]) -> dict[str, list[Path]]:
     return found
 
 
-def curve(run: Path, tag: str) -> Curve:
-    """Steps and values of one metric of one run."""
-    rows = [r for r in read_jsonl(run / "metrics.jsonl") if tag in r]
+def curve(run: Path, tag: str, until: float = float("inf")) -> Curve:
+    """Steps and values of one metric of one run, up to step `until`."""
+    rows = [r for r in read_jsonl(run / "metrics.jsonl") if tag in r and r["step"] <= until]
     if not rows:
-        raise ConfigError([f"{run} has no metric {tag!r}; its metrics.jsonl lists what it has"])
+        raise ConfigError(
+            [
+                f"{run} has no metric {tag!r} up to step {until:g}; its metrics.jsonl lists what it has"
+            ]
+        )
     return np.array([r["step"] for r in rows], float), np.array([r[tag] for r in rows], float)
 
 

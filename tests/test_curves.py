@@ -29,6 +29,9 @@ def test_picture_and_numbers(tmp_path: Path) -> None:
     numbers = json.loads(out.with_suffix(".json").read_text())
     assert numbers["curves"]["ours"][1] == {"step": [0, 10, 20, 30], "value": [2, 4, 6, 8]}
     assert numbers["floor"] == [1.5]
+    assert main([f"ours={a},{b}", "--out", str(out), "--until", "10"]) == 0
+    numbers = json.loads(out.with_suffix(".json").read_text())
+    assert numbers["curves"]["ours"][1] == {"step": [0, 10], "value": [2, 4]}
 
 
 def test_mean_is_over_what_all_seeds_reached() -> None:
