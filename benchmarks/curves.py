@@ -82,11 +82,8 @@ def curve(run: Path, tag: str, until: float = float("inf")) -> Curve:
     """Steps and values of one metric of one run, up to step `until`."""
     rows = [r for r in read_jsonl(run / "metrics.jsonl") if tag in r and r["step"] <= until]
     if not rows:
-        raise ConfigError(
-            [
-                f"{run} has no metric {tag!r} up to step {until:g}; its metrics.jsonl lists what it has"
-            ]
-        )
+        message = f"{run} has no metric {tag!r} up to step {until:g}; its metrics.jsonl lists all"
+        raise ConfigError([message])
     return np.array([r["step"] for r in rows], float), np.array([r[tag] for r in rows], float)
 
 
