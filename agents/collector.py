@@ -28,9 +28,9 @@ class Episode:
     index: int
     """Episode number of that slot; with slot and seed it names the start state."""
     score: float
-    """Sum of rewards."""
+    """Sum of rewards; of the whole game, whatever lives were lost in it."""
     length: int
-    """Agent steps."""
+    """Agent steps; of the whole game as well."""
     interrupted: bool
     """True when the episode was cut by a fault and its score means nothing."""
 
@@ -89,8 +89,7 @@ class Collector:
         assert (row.is_first >= before).all(), "a slot went on behind is_last without is_first"
         self.calls += 1
         self.steps += int((~row.is_first).sum())
-        self._log_actions(action)
-        self._account(row)
+        self._account(row, self._log_actions(action))
         self._row = row
         return _rows(row, np.where(row.is_first[:, None], np.float32(0), action))
 
@@ -139,7 +138,7 @@ class Collector:
         assert row.is_first.all(), "reset must return is_first rows"
         self._carry = self.agent.initial_carry(self.env.num_envs)
         self._episodes = np.array(self.env.episodes, np.int64)
-        self._account(row)
+        self._account(row, row.is_first)
         self._row = row
         return _rows(row, np.zeros((self.env.num_envs, self.env.spec.action_size), np.float32))
 
@@ -154,23 +153,26 @@ class Collector:
         assert chosen.shape == (self.env.num_envs, self.env.spec.action_size), chosen.shape
         return chosen
 
-    def _log_actions(self, action: Array) -> None:
+    def _log_actions(self, action: Array) -> Array:
+        """Keep what led here from each episode's start; returns the slots [N] that are at one."""
         # by episode index, not by is_first: a lost life begins a row, not an episode
         now = np.array(self.env.episodes, np.int64)
-        for slot, begun in enumerate(now != self._episodes):
-            if begun:
+        begun: Array = now != self._episodes
+        for slot in range(self.env.num_envs):
+            if begun[slot]:
                 self._actions[slot].clear()
             else:
                 self._actions[slot].append(action[slot].copy())
         self._episodes = now
+        return begun
 
-    def _account(self, row: Step) -> None:
-        self._scores[row.is_first] = 0.0
-        self._lengths[row.is_first] = 0
+    def _account(self, row: Step, begun: Array) -> None:
+        self._scores[begun] = 0.0
+        self._lengths[begun] = 0
         self._scores += np.where(row.is_first, 0.0, row.reward)
         self._lengths += ~row.is_first
-        interrupted = _interrupted(row)
-        for slot in np.flatnonzero(row.is_last).tolist():
+        interrupted, life_lost = _interrupted(row), row.info.get("life_lost", False)
+        for slot in np.flatnonzero(row.is_last & ~np.asarray(life_lost, bool)).tolist():
             self.finished.append(
                 Episode(
                     slot=slot,

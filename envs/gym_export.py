@@ -74,8 +74,9 @@ class ReverieGym(gymnasium.Env[dict[str, Any], Any]):
         return dict(self._obs), float(arrival.reward), arrival.is_terminal, truncated, info
 
     def render(self) -> Any:
-        """Return the last picture, [height, width, channels]."""
-        return self._obs.get("image")
+        """Return the last picture, [height, width, channels]; gray ones get three channels."""
+        image = self._obs.get("image")
+        return image.repeat(3, -1) if image is not None and image.shape[-1] == 1 else image
 
     def close(self) -> None:
         """Close the environment."""

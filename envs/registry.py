@@ -9,16 +9,17 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import gymnasium
 
+from reverie.envs.catch import Catch
 from reverie.envs.dmc import TASKS as DMC_TASKS
 from reverie.envs.dmc import DmControl
 from reverie.envs.dot import Dot
 from reverie.envs.guards import Guarded, OnInvalid
-from reverie.envs.settings import EnvSettings
+from reverie.envs.settings import ATARI_ONLY, EnvSettings
 from reverie.envs.single import ActionRepeat, Env, Purpose, TimeLimit
 from reverie.envs.specs import EnvError, VecEnv
 from reverie.envs.toy import Chain, Counter, Identity, Ones
@@ -36,6 +37,7 @@ TOYS: dict[str, str] = {
     "ones": "reward 1 forever, cut by a time limit; the value is 1/(1-gamma)",
     "identity": "name the quadrant that lights up; blind play earns a quarter",
     "dot": "bring a dot to its target in front of a drifting distractor",
+    "catch": "catch a falling ball; its sideways drift shows in two pictures, never in one",
 }
 
 _registered: dict[str, UserCtor] = {}
@@ -94,30 +96,27 @@ def make_vec(
     step_timeout: float = 60.0,
     on_invalid: OnInvalid = "error",
     device: str = "cpu",
+    gray: bool = False,
+    life_loss: bool = False,
+    sticky: float = 0.0,
 ) -> VecEnv:
     """Build N environments of a task; `time_limit` counts agent steps.
 
     "auto" uses worker processes for several environments, except for toys, and for Atari and torch
-    worlds, which are vectorised by themselves. `device` is where torch worlds live.
+    worlds, which are vectorised by themselves. `device` is where torch worlds live; `gray`,
+    `life_loss` and `sticky` are for Atari (see `EnvSettings`).
     """
     settings = _settings(
         task, image_size, action_repeat, render=render, time_limit=time_limit, on_invalid=on_invalid
     )
-    suite, _, name = task.partition("/")
+    settings = _with_atari(settings, gray=gray, life_loss=life_loss, sticky=sticky)
+    suite = task.split("/")[0]
     if num_envs < 1:
         raise EnvError(f"Expected at least one environment, found num_envs={num_envs}.")
     if suite == "atari":
         from reverie.envs.atari import AtariVec
 
-        return AtariVec(
-            name,
-            num_envs,
-            seed=seed,
-            purpose=purpose,
-            image_size=image_size,
-            frameskip=settings.action_repeat,
-            time_limit=time_limit,
-        )
+        return AtariVec(settings, num_envs, seed=seed, purpose=purpose)
     if suite == "torch":
         return _torch_world(settings, num_envs, seed=seed, purpose=purpose, device=device)
     ctor = functools.partial(_build, settings, _registered.get(task))
@@ -173,6 +172,21 @@ def _settings(
     return EnvSettings(task, image_size, repeat, render, time_limit, on_invalid)
 
 
+def _with_atari(settings: EnvSettings, **chosen: Any) -> EnvSettings:
+    """Settings with the `ATARI_ONLY` ones as chosen."""
+    assert chosen.keys() == set(ATARI_ONLY)
+    task, sticky = settings.task, chosen["sticky"]
+    for field, value in chosen.items():
+        default = getattr(settings, field)
+        if value != default and not task.startswith("atari/"):
+            raise EnvError(
+                f"{task}: expected {field} {default}, found {value}; only atari tasks have it."
+            )
+    if not 0 <= sticky < 1:
+        raise EnvError(f"{task}: expected a probability sticky from 0 to below 1, found {sticky}.")
+    return replace(settings, **chosen)
+
+
 def _require_known(task: str) -> None:
     suite, _, name = task.partition("/")
     if suite in ("gym", "atari") and name:
@@ -211,7 +225,12 @@ def _build(settings: EnvSettings, user: UserCtor | None) -> Env:
 def _plain(suite: str, name: str, settings: EnvSettings, user: UserCtor | None) -> Env:
     size = settings.image_size
     if suite == "toy":
-        pixels: dict[str, Any] = {"counter": Counter, "identity": Identity, "dot": Dot}
+        pixels: dict[str, Any] = {
+            "counter": Counter,
+            "identity": Identity,
+            "dot": Dot,
+            "catch": Catch,
+        }
         vectors: dict[str, Any] = {"chain": Chain, "ones": Ones}
         toy: Env = pixels[name](image_size=size) if name in pixels else vectors[name]()
         return toy

@@ -25,6 +25,16 @@ class EnvSettings:
     """Agent steps after which an episode is cut; None: as the suite has it."""
     on_invalid: Literal["error", "drop"] = "error"
     """What happens at NaN, absurd rewards or wrong shapes."""
+    gray: bool = False
+    """Atari: one channel of brightness instead of three of colour."""
+    life_loss: bool = False
+    """Atari: a lost life ends the learner's episode while the game goes on; for training."""
+    sticky: float = 0.0
+    """Atari: probability with which the emulator repeats its last action in a frame."""
+
+
+ATARI_ONLY = ("gray", "life_loss", "sticky")
+"""Settings that no other suite has."""
 
 
 def settings_differences(train: EnvSettings, evaluation: EnvSettings) -> dict[str, tuple[Any, Any]]:

@@ -49,13 +49,14 @@ class Step:
     reward: Array
     """float32 [N]; 0 at is_first."""
     is_first: Array
-    """bool [N]; reset rows, which no action of the agent led to."""
+    """bool [N]; rows that no action of the agent led to: a reset, or the next life of a game."""
     is_last: Array
-    """bool [N]; the next call to `step` resets this slot and ignores its action."""
+    """bool [N]; the next call to `step` gives this slot's `is_first` and ignores its action."""
     is_terminal: Array
     """bool [N]; implies is_last."""
     info: dict[str, Array] = field(default_factory=dict)
-    """Extra [N] arrays, for example "interrupted" after a worker was lost."""
+    """Extra [N] arrays: "interrupted" after a worker was lost; "life_lost" where `is_last` ends a
+    life and not the game, so that the episode goes on."""
 
 
 class VecEnv(Protocol):
@@ -75,7 +76,10 @@ class VecEnv(Protocol):
         ...
 
     def step(self, action: Array) -> Step:
-        """Advance by float32 actions [N, A]; a slot whose last row was `is_last` resets instead."""
+        """Advance by float32 actions [N, A]; a slot whose last row was `is_last` resets instead.
+
+        Where that row was "life_lost" as well, the episode goes on from its picture.
+        """
         ...
 
     def restore(self, episodes: Sequence[int], actions: Sequence[Array]) -> Step:

@@ -53,7 +53,10 @@ class FailureBudget:
 
 
 class SlotVec(ABC):
-    """Episode bookkeeping of every vector environment: NEXT_STEP auto-reset with keyed seeds."""
+    """Episode bookkeeping of every vector environment: NEXT_STEP auto-reset with keyed seeds.
+
+    `_advance` and `_replay` leave `is_first` False but where the next life of a game begins.
+    """
 
     def __init__(
         self,
@@ -112,9 +115,10 @@ class SlotVec(ABC):
     def _replay(self, seeds: Sequence[int], actions: Sequence[Array]) -> Step:
         """Reset every slot and replay its actions."""
 
-    def _row(self, row: Step, is_first: Array) -> Step:
-        row.is_first = is_first
-        self._ended = row.is_last.copy()
+    def _row(self, row: Step, begun: Array) -> Step:
+        # a lost life gives is_last and then is_first within one episode
+        row.is_first = row.is_first | begun
+        self._ended = row.is_last & ~row.info.get("life_lost", np.zeros(self.num_envs, np.bool_))
         return row
 
     def _episode_seed(self, slot: int) -> int:

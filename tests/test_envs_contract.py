@@ -37,6 +37,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "toy/chain": {},
     "toy/ones": {},
     "toy/dot": {"image_size": 16},
+    "toy/catch": {"image_size": 24},
     "torch/dots": {"image_size": 16},
     "gym/CartPole-v1": {},
     "atari/pong": {"time_limit": 25},
@@ -249,7 +250,8 @@ def test_closed_forms_of_the_toys() -> None:
 
 
 @pytest.mark.parametrize(
-    "task", ["toy/counter", "toy/identity", "toy/chain", "toy/dot", "dmc/cartpole_balance"]
+    "task",
+    ["toy/counter", "toy/identity", "toy/chain", "toy/dot", "toy/catch", "dmc/cartpole_balance"],
 )
 def test_gymnasium_check_env(task: str) -> None:
     options: dict[str, Any] = {"render": "quick"} if task.startswith("dmc") else {}
@@ -305,6 +307,14 @@ def test_wrong_calls_are_refused() -> None:
     log = np.zeros((ONES_STEPS + 1, 1), np.float32)
     with pytest.raises(EnvError, match="ended before"):
         vec.restore([0, 0], [log, log])
+
+
+@pytest.mark.parametrize("setting", [{"gray": True}, {"life_loss": True}, {"sticky": 0.25}])
+@pytest.mark.parametrize("task", ["toy/dot", "torch/dots", "gym/CartPole-v1", "dmc/walker_walk"])
+def test_other_suites_refuse_what_only_games_have(task: str, setting: dict[str, Any]) -> None:
+    (name,) = setting
+    with pytest.raises(EnvError, match=f"expected {name} .*only atari"):
+        make_vec(task, 1, seed=0, **setting)
 
 
 def test_rows_belong_to_the_receiver() -> None:

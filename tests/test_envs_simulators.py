@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from test_envs_contract import random_actions
 
 from reverie.envs import EnvError, make_env, make_vec, tasks
+from reverie.envs.catch import CATCH_GRID, CATCH_PADDLE, Catch
 from reverie.envs.dmc import TASKS, DmControl
 from reverie.envs.dot import DOT_STEPS, Dot
 from reverie.envs.torch_vector import TorchDots, measure
@@ -182,6 +184,58 @@ def test_the_dot_world_rewards_arriving_and_distracts() -> None:
     assert min(rewards) > 0.99
 
 
+def catch_player(pictures: list[np.ndarray]) -> int:
+    """Action of a player that reads ball, drift and paddle from the last two 12x12 pictures."""
+    now, before = pictures[-1][..., 0], pictures[max(0, len(pictures) - 2)][..., 0]
+    (height, ball), (_, came) = (np.argwhere(p == 255)[0] for p in (now, before))
+    paddle = np.argwhere(now[-1] == 128)[0, 0]
+    drift = ball - came
+    for _ in range(len(now) - 1 - height):
+        drift = drift if 0 <= ball + drift < CATCH_GRID else -drift
+        ball += drift
+    return 1 + int(np.sign(min(ball, CATCH_GRID - CATCH_PADDLE) - paddle))
+
+
+def play_catch(seed: int, size: int, choose: Callable[[list[np.ndarray]], int]) -> list[float]:
+    env = Catch(image_size=size)
+    pictures, rewards = [env.reset(seed)["image"]], []
+    while True:
+        arrival = env.step(np.eye(3, dtype=np.float32)[choose(pictures)])
+        pictures.append(arrival.obs["image"])
+        rewards.append(arrival.reward)
+        assert pictures[-1].shape == env.spec.image_shape and arrival.is_last == arrival.is_terminal
+        if arrival.is_last:
+            return rewards
+
+
+@pytest.mark.parametrize("size", [24, 64, 84])
+def test_catching_is_easy_for_who_sees_and_hard_for_who_does_not(size: int) -> None:
+    edges = np.arange(CATCH_GRID) * size // CATCH_GRID
+    cells = np.ix_(edges, edges)
+
+    def seeing(pictures: list[np.ndarray]) -> int:
+        return catch_player([picture[cells] for picture in pictures])
+
+    def still(pictures: list[np.ndarray]) -> int:  # one picture does not show the drift
+        return catch_player([pictures[-1][cells]])
+
+    rng = np.random.default_rng(0)
+    games = {
+        name: [play_catch(seed, size, choose) for seed in range(200)]
+        for name, choose in {
+            "seeing": seeing,
+            "still": still,
+            "random": lambda _: int(rng.integers(3)),
+        }.items()
+    }
+    for played in games.values():
+        assert all(len(rewards) == CATCH_GRID - 1 for rewards in played)
+        assert all(set(rewards[:-1]) == {0} and abs(rewards[-1]) == 1 for rewards in played)
+    score = {name: np.mean([sum(rewards) for rewards in played]) for name, played in games.items()}
+    assert score["seeing"] > 0.98 and score["random"] < -0.4, score
+    assert score["still"] < score["seeing"] - 0.1, score
+
+
 def test_torch_worlds_report_their_speed() -> None:
     assert measure(16, image_size=16, steps=3) > 0
 
@@ -200,11 +254,11 @@ def test_torch_worlds_are_the_same_on_cuda() -> None:
         rows = host.step_tensors(action), device.step_tensors(action.cuda())
 
 
-@pytest.mark.parametrize("task", ["toy/counter", "toy/dot", "toy/chain"])
+@pytest.mark.parametrize("task", ["toy/counter", "toy/dot", "toy/chain", "toy/catch"])
 def test_torchrl_check_env_specs(task: str) -> None:
     from torchrl.envs.utils import check_env_specs
 
-    env = TorchRLEnv(make_env(task, image_size=16), seed=0)
+    env = TorchRLEnv(make_env(task, image_size=24), seed=0)
     check_env_specs(env)
     rollout = env.rollout(120, break_when_any_done=False)
     done = rollout["next", "done"]
