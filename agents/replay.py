@@ -115,7 +115,7 @@ class Replay:
     def sample(self, batch_size: int, length: int, rng: np.random.Generator) -> TensorDict:
         """Windows [batch_size, length], uniform over all slots and starts.
 
-        The batch of a host ring stays valid until the second call of `sample` after it.
+        The batch of a host ring stays valid until the next call of `sample`.
         """
         counts = np.array([max(0, stop - start - length + 1) for start, stop in self._runs])
         total = int(counts.sum())

@@ -16,7 +16,6 @@ Array = NDArray[Any]
 Schema = dict[str, tuple[tuple[int, ...], str]]
 """Key -> (shape of one row, NumPy dtype name)."""
 
-BUFFERS = 2
 BIG_ROW = 512
 
 
@@ -51,7 +50,8 @@ def row_bytes(schema: Schema) -> int:
 class HostRing:
     """NumPy arrays or memory maps; batches are copied into buffers that are used again.
 
-    A batch stays valid until the second call of `gather` after it.
+    A batch stays valid until the next call of `gather`; while it crosses to another device, that
+    call fills a second buffer.
     """
 
     def __init__(
@@ -116,9 +116,11 @@ class HostRing:
         pool = self._buffers.get((batch, length))
         if pool is None:
             pin = self.target.type == "cuda"
-            pool = [_Buffer(self.schema, batch, length, pin=pin) for _ in range(BUFFERS)]
+            # one buffer stays in the cache; with two, a batch on the CPU costs a third more
+            count = 1 if self.target.type == "cpu" else 2
+            pool = [_Buffer(self.schema, batch, length, pin=pin) for _ in range(count)]
             self._buffers = {(batch, length): pool}
-        self._turn = (self._turn + 1) % BUFFERS
+        self._turn = (self._turn + 1) % len(pool)
         buffer = pool[self._turn]
         buffer.wait()
         return buffer
@@ -153,17 +155,25 @@ class _Buffer:
 
 
 class DeviceRing:
-    """Tensors on the compute device; a batch is gathered there and never crosses the bus."""
+    """Tensors on the compute device; a batch is gathered there and never crosses the bus.
+
+    `flat` has one row more than the ring, at index `blank`: it stays zero, so that what is missing
+    can be gathered like anything else.
+    """
 
     def __init__(self, schema: Schema, num_envs: int, size: int, device: torch.device) -> None:
-        """Allocate `num_envs * size` rows on `device`."""
+        """Allocate `num_envs * size` rows and the blank one on `device`."""
         self.size = size
         self.target = device
-        self.arrays = {
-            key: torch.zeros((num_envs, size, *shape), dtype=_torch_dtype(dtype), device=device)
+        self.blank = num_envs * size
+        self.flat = {
+            key: torch.zeros((self.blank + 1, *shape), dtype=_torch_dtype(dtype), device=device)
             for key, (shape, dtype) in schema.items()
         }
-        self.flat = {key: array.flatten(0, 1) for key, array in self.arrays.items()}
+        self.arrays = {
+            key: flat[: self.blank].view(num_envs, size, *flat.shape[1:])
+            for key, flat in self.flat.items()
+        }
 
     def write(self, index: int, rows: Mapping[str, Any]) -> None:
         """See `Ring.write`; tensors already on the device are not moved."""

@@ -1,4 +1,4 @@
-"""Ledger of loss equations, each per row [B, T]; means and weights are taken by the caller."""
+"""Ledger of loss equations, per row [B, T] or sample [B]; means and weights are the caller's."""
 
 from __future__ import annotations
 
@@ -60,3 +60,44 @@ def actor_loss(objective: Tensor, entropy: Tensor, weight: Tensor, entropy_scale
     gradient: to objective and entropy; none to weight.
     """
     return -weight.detach() * (objective + entropy_scale * entropy)
+
+
+def spr_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """`1/K sum_k mask_k ||p_k/|p_k| - y_k/|y_k|||^2` [B] of [B, K, P] and [B, K], in float32 (SPR).
+
+    Norms below 1e-3 count as 1e-3. Equals `2 - 2 cos`, masked steps counted in the mean; weight
+    5 on K = 5 steps is the paper's -cosine, summed over k, with weight 2.
+    gradient: to prediction; none to target.
+    """
+    error = F.normalize(prediction.float(), dim=-1, eps=1e-3) - F.normalize(
+        target.detach().float(), dim=-1, eps=1e-3
+    )
+    return (mask * error.square().sum(-1)).mean(1)
+
+
+def categorical_nll(logits: Tensor, target: Tensor) -> Tensor:
+    """`-sum_k y_k log softmax(logits)_k` [B] of [B, K], in float32 (C51's cross-entropy).
+
+    gradient: to logits; none to target.
+    """
+    return -(target.detach() * F.log_softmax(logits.float(), dim=-1)).sum(-1)
+
+
+def barlow_loss(left: Tensor, right: Tensor, off_diagonal: float = 5e-3) -> Tensor:
+    """`sum_i (1 - C_ii)^2 + l sum_{i != j} C_ij^2` [] of two views [N, D] (Barlow Twins).
+
+    C is the cross-correlation of the batch-standardised views (variance + 1e-5, as batch norm),
+    in float32 under autocast too.
+    gradient: to both.
+    """
+    with torch.autocast(left.device.type, enabled=False):
+        left, right = _standardise(left.float()), _standardise(right.float())
+        same = torch.eye(left.shape[1], device=left.device)
+        error = (left.T @ right / len(left) - same).square()
+        return (error * torch.where(same > 0, 1.0, off_diagonal)).sum()
+
+
+def _standardise(x: Tensor) -> Tensor:
+    """Columns of [N, D] to mean 0 and variance 1."""
+    x = x - x.mean(0)
+    return x * torch.rsqrt(x.square().mean(0) + 1e-5)

@@ -216,3 +216,82 @@ def effective_rank(x: Tensor) -> Tensor:
     singular = torch.linalg.svdvals(x.float())
     prob = singular / singular.sum().clamp_min(1e-12)
     return torch.exp(-(prob * torch.log(prob.clamp_min(1e-12))).sum())
+
+
+def renormalise(latent: Tensor) -> Tensor:
+    """`(x - min) / max(max - min, 1e-5)` of each sample over its last three axes [..., C, H, W].
+
+    SPR's latent renormalisation; the guard is that of the later JAX port (BBF).
+    gradient: to latent.
+    """
+    low, high = latent.amin((-3, -2, -1), True), latent.amax((-3, -2, -1), True)
+    return (latent - low) / (high - low).clamp_min(1e-5)
+
+
+def n_step_return(
+    reward_tp1: Tensor,
+    is_last_tp1: Tensor,
+    is_terminal_tp1: Tensor,
+    *,
+    gamma: float | Tensor,
+    steps: int | Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return [B] of what arrives at t+1..t+n, rows [B, n], and its bootstrap discount [B].
+
+    `sum_{k <= m} gamma^{k-1} r_{t+k}` and `gamma^m (1 - terminal_{t+m})`, where the m counted
+    rewards end with the first `is_last` or after `steps`, 1 <= steps <= n (Rainbow; SPR). A time
+    limit is bootstrapped through. Tensors `gamma` and `steps` keep a schedule on the device.
+    gradient: none.
+    """
+    n = reward_tp1.shape[1]
+    power = torch.arange(n + 1, device=reward_tp1.device)
+    alive = 1 - is_last_tp1[:, : n - 1].long().cumsum(1).clamp(max=1)
+    counted = F.pad(alive, (1, 0), value=1) * (power[:-1] < steps)
+    count = counted.sum(1, keepdim=True)
+    discount = gamma ** power.to(reward_tp1.dtype)
+    total = (discount[:-1] * counted * reward_tp1.detach()).sum(1)
+    terminal = is_terminal_tp1.gather(1, count - 1).squeeze(1)
+    return total, discount[count.squeeze(1)] * ~terminal.bool()
+
+
+def categorical_projection(prob: Tensor, reward: Tensor, discount: Tensor, atoms: Tensor) -> Tensor:
+    """Probabilities [B, K] of `reward + discount * Z` on Z's own evenly spaced atoms [K] (C51).
+
+    Mass `p_j max(0, 1 - |b_j - k|)` goes to atom k, with b_j the clamped position of atom j in
+    units of the spacing: a sum instead of a scatter, equal on every device and run.
+    gradient: none; the result is a target.
+    """
+    low, high = atoms[0], atoms[-1]
+    moved = (reward.unsqueeze(-1) + discount.unsqueeze(-1) * atoms).clamp(low, high)
+    position = (moved - low) * ((len(atoms) - 1) / (high - low))
+    index = torch.arange(len(atoms), device=atoms.device)
+    share = (1.0 - (position.unsqueeze(-1) - index).abs()).clamp_min(0.0)
+    return (prob.unsqueeze(-1) * share).sum(1).detach()
+
+
+def sequence_mask(is_last_tp1: Tensor) -> Tensor:
+    """Float mask [B, K] of the targets o_{t+1}..o_{t+K}, from the flags [B, K+1] of t+1..t+K+1.
+
+    Target k counts if none of the rows t+1..t+k+1 is the last of its episode (SPR's released
+    code). There the flag at index k is that of the transition *out of* o_{t+k}, which here
+    belongs to the row after it: an o_{t+k} that is followed by the last row is still valid, yet
+    masked. One usable target per terminal is lost on purpose, as published scores were made so.
+    gradient: none.
+    """
+    return torch.cumprod(1.0 - is_last_tp1.float(), dim=1)[:, 1:]
+
+
+def random_shift(image: Tensor, offset: Tensor, pad: int) -> Tensor:
+    """Images [N, C, H, W] padded by their edges and cropped at `offset` [N, 2] (SPR; DrQ).
+
+    Offsets (row, column) lie in [0, 2 pad]; `pad` of both is the identity. All channels of an
+    image, frames of a stack among them, move together. One gather reads the clamped pixels, so
+    that nothing is padded: 3 to 5 times as fast on uint8 as a crop from a padded copy.
+    gradient: to image, if it is a float.
+    """
+    rows, columns = image.shape[-2:]
+    shift = offset - pad
+    y = (torch.arange(rows, device=image.device) + shift[:, :1]).clamp(0, rows - 1)
+    x = (torch.arange(columns, device=image.device) + shift[:, 1:]).clamp(0, columns - 1)
+    index = (y.unsqueeze(-1) * columns + x.unsqueeze(1)).flatten(1).unsqueeze(1)
+    return image.flatten(2).gather(2, index.expand(-1, image.shape[1], -1)).view(image.shape)
