@@ -22,7 +22,8 @@ USABLE = 0.9
 def row_bytes(cfg: RunConfig, spec: EnvSpec | None = None) -> int:
     """Bytes of one replay row; without `spec`, of an image of the configured size."""
     if spec is None:
-        return 3 * cfg.env.image_size**2 + FLAGS_AND_REWARD
+        channels = 1 if cfg.env.gray else 3
+        return channels * cfg.env.image_size**2 + FLAGS_AND_REWARD
     height, width, channels = spec.image_shape or (0, 0, 0)
     return height * width * channels + 4 * (spec.vector_size + spec.action_size) + FLAGS_AND_REWARD
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +11,10 @@ from torch import Tensor
 from reverie.world_models.rssm import RSSM
 from reverie.world_models.rssm_scan import backward_step, forward_step
 
-if TYPE_CHECKING:
-    from reverie.agents.mudreamer import MuDreamer
+Tensors = dict[str, Tensor]
+
+WARM_UP = 3
+"""Runs before a capture, so that every lazy allocation has happened."""
 
 
 def compile_steps(*cores: RSSM) -> None:
@@ -30,52 +33,78 @@ def compile_steps(*cores: RSSM) -> None:
 
 
 class GraphedUpdate:
-    """`MuDreamer.learn` captured into one CUDA graph, replayed on static buffers.
+    """A whole update captured into one CUDA graph, replayed on static buffers.
 
-    Warm-up runs on a copy of the state that is put back afterwards: weights, moments, batch-norm
-    statistics, return percentiles and generators are as if it had not happened.
+    `run` maps the static inputs to output tensors and may change only what `state` lists, in
+    place, and `generators`. Warm-up leaves no trace in either.
     """
 
-    def __init__(self, agent: MuDreamer) -> None:
-        if agent.device.type != "cuda":
+    def __init__(
+        self,
+        run: Callable[[Tensors], Tensors],
+        *,
+        state: Callable[[], Iterable[Tensor]],
+        generators: Sequence[torch.Generator],
+        device: torch.device,
+    ) -> None:
+        if device.type != "cuda":
             raise ValueError(
-                f"compile=graph needs a CUDA device, found '{agent.device}': "
+                f"compile=graph needs a CUDA device, found '{device}': "
                 "use compile=inductor or compile=off"
             )
-        self.agent = agent
+        self._run, self._state = run, state
+        self._generators = list(generators)
+        self._device = device
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._rows: dict[str, Tensor] = {}
-        self._metrics: dict[str, Tensor] = {}
+        self._inputs: Tensors = {}
+        self._outputs: Tensors = {}
 
-    def __call__(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One update; the first call warms up and captures."""
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensors:
+        """Outputs of one update, valid until the next; the first call warms up and captures."""
         if self._graph is None:
-            self._capture(rows)
+            self._inputs = {k: v.to(self._device).clone() for k, v in inputs.items()}
+            self._capture()
         assert self._graph is not None
-        for key, value in rows.items():
-            self._rows[key].copy_(value, non_blocking=True)
+        for key, value in inputs.items():
+            self._inputs[key].copy_(value, non_blocking=True)
         self._graph.replay()
-        return {key: value.clone() for key, value in self._metrics.items()}
+        return dict(self._outputs)
 
-    def _run(self) -> dict[str, Tensor]:
-        return self.agent.learn(self._rows, self.agent.draw_noise())
-
-    def _capture(self, rows: dict[str, Tensor]) -> None:
-        agent = self.agent
-        self._rows = {k: v.to(agent.device).clone() for k, v in rows.items()}
-        saved = clone_tree(agent.state_dict())
+    def _capture(self) -> None:
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(3):
-                self._run()
+            warm_up(lambda: self._run(self._inputs), self._state, self._generators)
         torch.cuda.current_stream().wait_stream(side)
-        _restore_in_place(agent, saved)
         graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(agent._generators["update"])
+        for generator in self._generators:
+            graph.register_generator_state(generator)
         with torch.cuda.graph(graph):
-            self._metrics = self._run()
+            self._outputs = self._run(self._inputs)
         self._graph = graph
+
+
+def warm_up(
+    run: Callable[[], object],
+    state: Callable[[], Iterable[Tensor]],
+    generators: Sequence[torch.Generator],
+) -> None:
+    """Call `run` a few times and put `state` and `generators` back, no tensor replaced.
+
+    Tensors that the first run brought into being, an optimiser's moments, are zeroed.
+    """
+    before = {id(tensor): (tensor, tensor.detach().clone()) for tensor in state()}
+    draws = [generator.get_state() for generator in generators]
+    for _ in range(WARM_UP):
+        run()
+    with torch.no_grad():
+        for tensor in state():
+            if id(tensor) in before:
+                tensor.copy_(before[id(tensor)][1])
+            else:
+                tensor.zero_()
+    for generator, drawn in zip(generators, draws, strict=True):
+        generator.set_state(drawn)
 
 
 def clone_tree(value: Any) -> Any:
@@ -85,29 +114,3 @@ def clone_tree(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: clone_tree(v) for k, v in value.items()}
     return value
-
-
-def _restore_in_place(agent: MuDreamer, saved: dict[str, Any]) -> None:
-    """Put warm-up's changes back without replacing a tensor that the graph will write to."""
-    if not saved["optimisers"]["model"]:
-        # before the first step there are no moments: zero the ones warm-up made
-        for optimiser in agent._optimisers.values():
-            for entry in optimiser.adam.state.values():
-                for tensor in entry.values():
-                    tensor.zero_()
-        saved = saved | {"optimisers": None}
-    agent.model.load_state_dict(saved["model"])
-    agent.behavior.load_state_dict(saved["behavior"])
-    if saved["optimisers"] is not None:
-        current = agent.state_dict()["optimisers"]
-        _copy_tree(current, saved["optimisers"])
-    for name, generator in agent._generators.items():
-        generator.set_state(saved["generators"][name].cpu())
-
-
-def _copy_tree(target: Any, source: Any) -> None:
-    for key, value in source.items():
-        if isinstance(value, Tensor):
-            target[key].copy_(value)
-        else:
-            _copy_tree(target[key], value)

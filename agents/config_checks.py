@@ -6,6 +6,8 @@ import re
 
 from reverie.agents.configs import RunConfig
 from reverie.agents.overlays import as_tree, flatten
+from reverie.agents.registry import FAMILIES, family
+from reverie.agents.spr_checks import spr_problems, spr_window_rows
 
 ZERO_ALLOWED = {
     "seed",
@@ -13,19 +15,47 @@ ZERO_ALLOWED = {
     "train.eval_every",
     "train.eval_episodes",
     "train.checkpoint_minutes",
+    "env.sticky",
 }
 """Settings outside the agents that may be 0; every other number there must be positive."""
 
-POSITIVE = ("horizon", "deter", "stoch", "classes", "units", "cnn_depth", "bins", "bin_range")
+POSITIVE = (
+    *("horizon", "deter", "stoch", "classes", "units", "cnn_depth", "bins", "bin_range"),
+    *("history", "hidden", "atoms", "value_range", "n_step", "anneal_updates", "lr", "eps"),
+    *("spr_steps", "projector_width"),
+)
 """Last names of agent settings that must be positive; others there must not be negative."""
 
-SHARES = ("unimix", "gamma", "lambda_", "slow_rate", "value_ema_rate", "bn_momentum")
+SHARES = (
+    *("unimix", "gamma", "lambda_", "slow_rate", "value_ema_rate", "bn_momentum", "return_decay"),
+    *("gamma_start", "dropout", "target_rate", "q_target_rate", "keep", "epsilon_eval"),
+)
 """Last names of settings that lie between 0 and 1."""
 
 
 def find_problems(cfg: RunConfig) -> list[str]:
     """Every setting or combination that cannot work, each with what to do about it."""
-    return [*_ranges(cfg), *_sizes(cfg), *_schedule(cfg), *_machine(cfg)]
+    own = spr_problems(cfg) if family(cfg.agent) == "spr" else _windows(cfg)
+    return [*_ranges(cfg), *_sizes(cfg), *own, *_schedule(cfg), *_machine(cfg)]
+
+
+def _windows(cfg: RunConfig) -> list[str]:
+    problems = []
+    size = cfg.env.image_size
+    if size < 8 or size & (size - 1):
+        problems.append(f"env.image_size: expected 8, 16, 32, 64 or 128 ..., found {size}")
+    if cfg.train.batch_length == 1:
+        problems.append("train.batch_length: a window of 1 row holds no transition; use 2 or more")
+    model = cfg.mudreamer.model
+    if len(set(model.objectives)) != len(model.objectives):
+        found = ", ".join(model.objectives)
+        problems.append(f"mudreamer.model.objectives: each objective once, found {found}")
+    if "spr" in model.objectives and model.spr_steps >= cfg.train.batch_length:
+        problems.append(
+            f"mudreamer.model.spr_steps: {model.spr_steps} steps ahead do not fit a window of "
+            f"train.batch_length {cfg.train.batch_length}; use less than that"
+        )
+    return problems
 
 
 def _ranges(cfg: RunConfig) -> list[str]:
@@ -34,14 +64,14 @@ def _ranges(cfg: RunConfig) -> list[str]:
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         last = name.rpartition(".")[2]
-        inside_agent = name.startswith("mudreamer.")
+        inside_agent = name.partition(".")[0] in FAMILIES
         positive = last in POSITIVE or last.endswith(("_lr", "_eps", "_clip", "_std"))
         if not inside_agent:
             positive = name not in ZERO_ALLOWED
         if value < 0 or (positive and value == 0):
             bound = "more than 0" if positive else "at least 0"
             problems.append(f"{name}: expected {bound}, found {value}")
-        elif (last in SHARES or last == "return_decay") and value > 1:
+        elif last in SHARES and value > 1:
             problems.append(f"{name}: expected a share between 0 and 1, found {value}")
     return problems
 
@@ -50,11 +80,6 @@ def _sizes(cfg: RunConfig) -> list[str]:
     problems = []
     if not re.fullmatch(r"[\w-]+(/[\w.:-]+)+", cfg.task):
         problems.append(f"task: expected suite/task such as dmc/walker_walk, found {cfg.task!r}")
-    size = cfg.env.image_size
-    if size < 8 or size & (size - 1):
-        problems.append(f"env.image_size: expected 8, 16, 32, 64 or 128 ..., found {size}")
-    if cfg.train.batch_length == 1:
-        problems.append("train.batch_length: a window of 1 row holds no transition; use 2 or more")
     model, behavior = cfg.mudreamer.model, cfg.mudreamer.behavior
     if model.bins > 0 and model.bins % 2 == 0:
         problems.append(
@@ -79,16 +104,19 @@ def _sizes(cfg: RunConfig) -> list[str]:
 def _schedule(cfg: RunConfig) -> list[str]:
     problems = []
     train, slots = cfg.train, max(1, cfg.env.num_envs)
-    window_rows = slots * train.batch_length
+    spr = family(cfg.agent) == "spr"
+    length = spr_window_rows(cfg) if spr else train.batch_length
+    window = f"window of {length} rows" if spr else f"window of train.batch_length {length}"
+    window_rows = slots * length
     if cfg.replay.capacity < window_rows:
         problems.append(
             f"replay.capacity: {cfg.replay.capacity} rows over {slots} environments hold no "
-            f"window of train.batch_length {train.batch_length}; use at least {window_rows}"
+            f"{window}; use at least {window_rows}"
         )
     if train.prefill < window_rows:
         problems.append(
-            f"train.prefill: {train.prefill} steps over {slots} environments fill no window of "
-            f"train.batch_length {train.batch_length}; use at least {window_rows}"
+            f"train.prefill: {train.prefill} steps over {slots} environments fill no "
+            f"{window}; use at least {window_rows}"
         )
     if train.prefill >= train.steps:
         problems.append(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from reverie.agents.mudreamer_config import MuDreamerConfig
+from reverie.agents.spr_config import SPRConfig
 
 
 class ConfigError(ValueError):
@@ -23,7 +24,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """How the task is built; the same for training and evaluation but for seeds and slots."""
+    """How the task is built; evaluation differs in seeds, slots and `life_loss` alone."""
 
     image_size: int = 64
     """Height and width of the image in pixels: 4 times a power of two."""
@@ -41,6 +42,12 @@ class EnvConfig:
     """Seconds after which a silent worker is killed and restarted."""
     on_bad_value: Literal["error", "drop"] = "error"
     """NaN, wrong shape or absurd reward: stop, or end the episode as interrupted."""
+    gray: bool = False
+    """Atari: one channel of brightness instead of three of colour."""
+    life_loss: bool = False
+    """Atari: a lost life ends the learner's episode, the game goes on; never in evaluation."""
+    sticky: float = 0.0
+    """Atari: probability with which the emulator repeats its last action in a frame."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +59,17 @@ class TrainConfig:
     train_ratio: float = 512.0
     """Replayed steps per agent step: an update every batch_size x batch_length / ratio steps."""
     batch_size: int = 16
-    """B: windows per update."""
+    """B: windows per update, or transitions (SPR family)."""
     batch_length: int = 64
-    """T: rows per window."""
+    """T: rows per window; 1 for the SPR family, which draws transitions."""
     prefill: int = 1024
     """Agent steps with uniformly random actions before the first update."""
     eval_every: int = 10_000
     """Agent steps between evaluations; 0: only at the end."""
     eval_episodes: int = 10
-    """Episodes of an evaluation, run in parallel, one per slot; 0: never evaluate."""
+    """Episodes of an evaluation, shared equally by parallel slots; 0: never evaluate."""
+    final_episodes: int | None = None
+    """Episodes of the evaluation at the end of the budget; none: as many as eval_episodes."""
     log_every: int = 500
     """Updates between two metric rows; only then does the device answer the host."""
     checkpoint_every: int = 10_000
@@ -100,7 +109,7 @@ class RunConfig:
     task: str = "dmc/cartpole_swingup"
     """Environment as suite/task; `reverie tasks` lists them."""
     size: str = "S"
-    """Size preset of the world model: nano, XS, S (the paper), M, L, XL."""
+    """Size preset of the world model: nano, XS, S (the paper), M, L, XL; SPR family: nano, S."""
     seed: int = 0
     """Root of every random stream of the run."""
     run: str | None = None
@@ -113,3 +122,5 @@ class RunConfig:
     """Replay."""
     mudreamer: MuDreamerConfig = field(default_factory=MuDreamerConfig)
     """Agents mudreamer and dreamerv3."""
+    spr: SPRConfig = field(default_factory=SPRConfig)
+    """Agents spr, spr-noaug, rainbow, sr-spr and bbf."""

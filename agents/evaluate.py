@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reverie.agents.collector import random_action, to_device
+from reverie.agents.configs import RunConfig
 from reverie.agents.interface import Agent
 from reverie.agents.seeding import stream
 from reverie.envs.specs import EnvSpec, Step, VecEnv
@@ -19,6 +20,13 @@ Array = NDArray[Any]
 Control = Literal["none", "random", "zero", "blank"]
 CONTROLS: tuple[Control, ...] = ("random", "zero", "blank")
 Chooser = Callable[[Step], Array]
+
+
+MAX_SLOTS = 16
+"""Episodes played at once; each slot plays equally many."""
+
+MAX_GAMES = 100
+"""The same for Atari: the final hundred games, one per slot."""
 
 
 class EvaluationStopped(RuntimeError):
@@ -72,6 +80,21 @@ def evaluate(
         "control": control,
         "interrupted": interrupted,
     }
+
+
+def slots_for(episodes: int, task: str) -> int:
+    """Most parallel slots, up to `MAX_SLOTS` or `MAX_GAMES`, that share `episodes` equally.
+
+    Scores depend on it, because a slot has start states of its own: training and `reverie eval`
+    both ask here, so that the one repeats the other.
+    """
+    most = MAX_GAMES if task.startswith("atari/") else MAX_SLOTS
+    return next(n for n in range(min(most, episodes), 0, -1) if episodes % n == 0)
+
+
+def final_episodes(cfg: RunConfig) -> int:
+    """Episodes of a run's last evaluation, whose score is the run's."""
+    return cfg.train.final_episodes or cfg.train.eval_episodes
 
 
 def _chooser(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from reverie.agents.resolve import resolve
 
 EPILOG = """Presets are laid in this order: agent, task suite, --size, every --config (a preset's \
 name or a TOML file), then the other flags. The same command resumes an interrupted run; --fresh \
-refuses to."""
+refuses to. --budget N (100k, 1.5M) is short for --train.steps: actions of the agent, not frames."""
 
 
 def config_from_args(args: Sequence[str], *, agent: str | None = None) -> RunConfig:
@@ -27,6 +28,7 @@ def config_from_args(args: Sequence[str], *, agent: str | None = None) -> RunCon
         tree["agent"] = words.pop(0)
     problems += [f"unexpected argument {word!r}; settings are --name value" for word in words]
     configs = flags.pop("config", [])
+    _budget(flags, problems)
     for name, values in flags.items():
         _plant(tree, name, values, problems)
     if "help" in flags:
@@ -61,6 +63,21 @@ def split_flags(args: Sequence[str]) -> tuple[list[str], dict[str, list[str]], l
         if equals:
             values.append(value)
     return words, flags, problems
+
+
+def _budget(flags: dict[str, list[str]], problems: list[str]) -> None:
+    """Turn --budget into train.steps."""
+    if "budget" not in flags:
+        return
+    text = " ".join(flags.pop("budget"))
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kM]?)", text)
+    steps = float(found[1]) * {"": 1, "k": 1e3, "M": 1e6}[found[2]] if found else 0.5
+    if not steps.is_integer():
+        problems.append(f"--budget: expected agent steps such as 100k or 1.5M, found {text!r}")
+    elif "train.steps" in flags:
+        problems.append("--budget: is --train.steps under another name; keep one of the two")
+    else:
+        flags["train.steps"] = [str(int(steps))]
 
 
 def _plant(tree: Tree, name: str, values: list[str], problems: list[str]) -> None:

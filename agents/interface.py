@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
+import numpy as np
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -14,7 +15,7 @@ Mode = Literal["train", "eval"]
 
 
 class Agent(Protocol):
-    """Acts from an explicit carry, learns from windows [B, T] of replay."""
+    """Acts from an explicit carry, learns from replay."""
 
     def initial_carry(self, num_envs: int) -> Carry:
         """Carry before the first row of N slots."""
@@ -30,12 +31,28 @@ class Agent(Protocol):
         ...
 
     def update(self, batch: TensorDict) -> dict[str, Tensor]:
-        """One gradient step on a window batch [B, T]; metrics are scalars on the device.
+        """One gradient step on a batch from replay; metrics are scalars on the device.
 
-        Keys of `batch`: "image" and/or "vector", "action" (the one that led here), "reward",
-        "is_first", "is_last", "is_terminal". A non-finite loss or gradient leaves every weight
-        as it was and raises the metric "nonfinite" to 1, without a host synchronisation.
+        Keys of a batch of windows [B, T]: "image" and/or "vector", "action" (the one that led
+        here), "reward", "is_first", "is_last", "is_terminal". A non-finite loss or gradient
+        leaves every weight as it was and raises the metric "nonfinite" to 1, without a host
+        synchronisation.
         """
+        ...
+
+    def learn_from(
+        self, replay: Any, rng: np.random.Generator, shape: tuple[int, int]
+    ) -> tuple[TensorDict, dict[str, Tensor]]:
+        """Draw a batch of `shape` (B, T) from the run's replay and update; both are returned.
+
+        The draw is a function of `rng`; the batch stays valid until the next call.
+        """
+        ...
+
+    def examine(
+        self, replay: Any, rng: np.random.Generator, shape: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """Diagnostics on a batch that no update draws; changes nothing."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from reverie.agents.actor_critic import ActorCritic, BehaviorNoise, FrozenModel
 from reverie.agents.capture import GraphedUpdate, compile_steps
+from reverie.agents.checks import same_keys
 from reverie.agents.interface import Carry, Mode
 from reverie.agents.mudreamer_config import MuDreamerConfig
 from reverie.agents.optim import ClippedAdam
+from reverie.agents.windows import LearnsFromWindows
 from reverie.envs.specs import EnvSpec
 from reverie.world_models.mudreamer import MuDreamerModel, Window
 from reverie.world_models.ops import categorical_entropy, categorical_kl, feature_std, unimix
@@ -27,9 +30,11 @@ class UpdateNoise(NamedTuple):
     posterior: Tensor
     """Exp(1) [B, T, S, C]."""
     behavior: BehaviorNoise
+    rollout: Tensor | None = None
+    """Exp(1) [B*(T-K), K, S, C] of the open-loop steps of the objective `spr`."""
 
 
-class MuDreamer:
+class MuDreamer(LearnsFromWindows):
     """Agent of both papers; `MuDreamerConfig` says which."""
 
     def __init__(
@@ -72,7 +77,7 @@ class MuDreamer:
             self._generators[name].manual_seed(seed * 2 + index)
         if compile != "off":
             compile_steps(self.model.rssm, self.frozen.rssm)
-        self._graph = GraphedUpdate(self) if compile == "graph" else None
+        self._graph = self._graphed() if compile == "graph" else None
 
     def _build_optimisers(self) -> dict[str, ClippedAdam]:
         optim, cuda = self.cfg.optim, self.device.type == "cuda"
@@ -93,6 +98,22 @@ class MuDreamer:
             "actor": ClippedAdam(self.behavior.actor.parameters(), **behavior),
             "critic": ClippedAdam(self.behavior.critic.parameters(), **behavior),
         }
+
+    def _graphed(self) -> GraphedUpdate:
+        return GraphedUpdate(
+            lambda rows: self.learn(rows, self.draw_noise()),
+            state=self._live_tensors,
+            generators=[self._generators["update"]],
+            device=self.device,
+        )
+
+    def _live_tensors(self) -> Iterator[Tensor]:
+        """Everything that an update changes in place."""
+        for module in (self.model, self.behavior):
+            yield from module.parameters()
+            yield from module.buffers()
+        for optimiser in self._optimisers.values():
+            yield from optimiser.moments()
 
     # acting
 
@@ -147,7 +168,7 @@ class MuDreamer:
                 "captured graphs need one fixed shape"
             )
         if self._graph is not None:
-            return self._graph(rows)
+            return {key: value.clone() for key, value in self._graph(rows).items()}
         return self.learn(rows, self.draw_noise())
 
     def draw_noise(self) -> UpdateNoise:
@@ -160,6 +181,7 @@ class MuDreamer:
                 self.model.draw_noise(horizon, starts, generator=generator),
                 self._action_noise(generator, horizon, starts),
             ),
+            self.model.draw_rollout_noise(batch, length, generator=generator),
         )
 
     def learn(self, batch: dict[str, Tensor], noise: UpdateNoise) -> dict[str, Tensor]:
@@ -176,7 +198,7 @@ class MuDreamer:
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
         ):
-            window = model.window(batch, noise.posterior, train=True)
+            window = model.window(batch, noise.posterior, train=True, rollout_noise=noise.rollout)
             losses = model.losses(batch, window)
             start = Latents(*(t.detach().flatten(0, 1) for t in window.latents))
             first = 1.0 - batch["is_terminal"].flatten().float()
@@ -209,7 +231,7 @@ class MuDreamer:
     def _running_buffers(self) -> list[Tensor]:
         """State that a forward pass moves: batch-norm statistics and return percentiles."""
         own = [self.behavior.return_low, self.behavior.return_high]
-        return [*self.model.encoder.buffers(), *own]
+        return [*self.model.running_buffers(), *own]
 
     @torch.no_grad()
     def _health(self, window: Window) -> dict[str, Tensor]:
@@ -263,25 +285,13 @@ class MuDreamer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Strict inverse of `state_dict`."""
         own = self.state_dict()
-        _same_keys("agent state", own, state)
+        same_keys("agent state", own, state)
         # load_state_dict alone forgives a missing batch counter
         for part in ("model", "behavior", "generators", "optimisers"):
-            _same_keys(part, own[part], state[part])
+            same_keys(part, own[part], state[part])
         self.model.load_state_dict(state["model"])
         self.behavior.load_state_dict(state["behavior"])
         for name, optimiser in self._optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
         for name, generator in self._generators.items():
             generator.set_state(state["generators"][name].cpu())
-
-
-def _same_keys(what: str, expected: dict[str, Any], found: dict[str, Any]) -> None:
-    missing, unknown = (
-        sorted(expected.keys() - found.keys()),
-        sorted(found.keys() - expected.keys()),
-    )
-    if missing or unknown:
-        raise ValueError(
-            f"{what}: missing {missing}, unknown {unknown}; the checkpoint is of another agent "
-            "or configuration"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,12 +24,28 @@ class ClippedAdam:
         *,
         lr: float,
         eps: float,
-        clip: float,
+        clip: float = math.inf,
+        weight_decay: float = 0.0,
         capturable: bool,
     ) -> None:
+        """`weight_decay` is decoupled and spares vectors: biases and norms."""
         self.params = [p for p in params if p.requires_grad]
         self.clip = clip
-        self.adam = torch.optim.Adam(self.params, lr=lr, eps=eps, fused=True, capturable=capturable)
+        options: dict[str, Any] = {"lr": lr, "eps": eps, "fused": True, "capturable": capturable}
+        if weight_decay:
+            # matrices first in the state too: it is keyed by the position of the parameter
+            self.params.sort(key=lambda p: p.ndim <= 1)
+            matrices = [p for p in self.params if p.ndim > 1]
+            vectors = [p for p in self.params if p.ndim <= 1]
+            groups: list[dict[str, Any]] = [
+                {"params": matrices},
+                {"params": vectors, "weight_decay": 0.0},
+            ]
+            self.adam: torch.optim.Adam = torch.optim.AdamW(
+                groups, weight_decay=weight_decay, **options
+            )
+        else:
+            self.adam = torch.optim.Adam(self.params, **options)
 
     def gradient_norm(self) -> Tensor:
         """Global L2 norm of the current gradients, a scalar on the device."""
@@ -46,6 +63,16 @@ class ClippedAdam:
     def zero_grad(self) -> None:
         """Drop the gradients."""
         self.adam.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Forget all moments and step counters, in place."""
+        for tensor in self.moments():
+            tensor.zero_()
+
+    def moments(self) -> list[Tensor]:
+        """Every tensor of the optimiser's state, step counters included."""
+        return [t for entry in self.adam.state.values() for t in entry.values()]
 
     def state_dict(self) -> dict[str, Any]:
         """Moments and counters, keyed by the position of the parameter."""

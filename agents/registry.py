@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from reverie.agents.configs import ConfigError
 
 if TYPE_CHECKING:
+    import torch
+
     from reverie.agents.configs import RunConfig
     from reverie.agents.interface import Agent
+    from reverie.agents.replay import Replay
     from reverie.envs.specs import EnvSpec
 
 Factory = Callable[["EnvSpec", "RunConfig"], "Agent"]
@@ -18,8 +22,24 @@ Factory = Callable[["EnvSpec", "RunConfig"], "Agent"]
 AGENTS: dict[str, str] = {
     "mudreamer": "reverie.agents.registry:build_mudreamer",
     "dreamerv3": "reverie.agents.registry:build_mudreamer",
+    "spr": "reverie.agents.registry:build_spr",
+    "spr-noaug": "reverie.agents.registry:build_spr",
+    "rainbow": "reverie.agents.registry:build_spr",
+    "sr-spr": "reverie.agents.registry:build_spr",
+    "bbf": "reverie.agents.registry:build_spr",
 }
 """Agent name -> "module:factory"; one line makes a new agent known everywhere."""
+
+FAMILIES = {
+    "mudreamer": ("mudreamer", "dreamerv3"),
+    "spr": ("spr", "spr-noaug", "rainbow", "sr-spr", "bbf"),
+}
+"""Section of the settings -> agents that it configures."""
+
+
+def family(agent: str) -> str:
+    """Section of `RunConfig` that configures an agent; an unknown one is its own."""
+    return next((name for name, members in FAMILIES.items() if agent in members), agent)
 
 
 def build_agent(spec: EnvSpec, cfg: RunConfig) -> Agent:
@@ -55,4 +75,71 @@ def build_mudreamer(spec: EnvSpec, cfg: RunConfig) -> Agent:
         compile=cfg.train.compile,
         precision=cfg.train.precision,
         batch_shape=(cfg.train.batch_size, cfg.train.batch_length),
+    )
+
+
+def build_spr(spec: EnvSpec, cfg: RunConfig) -> Agent:
+    """SPR, Rainbow, SR-SPR or BBF: the same class, told apart by the switches of their presets."""
+    from reverie.agents.devices import resolve_device
+    from reverie.agents.spr import SPR
+
+    _require_pixels_and_buttons(spec, cfg)
+    train = cfg.train
+    replayed = max(0, train.steps - train.prefill) * train.train_ratio
+    return SPR(
+        spec,
+        cfg.spr,
+        seed=cfg.seed,
+        updates=int(replayed // (train.batch_size * train.batch_length)),
+        batch_size=train.batch_size,
+        device=str(resolve_device(train.device)),
+        compile=train.compile,
+        precision=train.precision,
+    )
+
+
+def _require_pixels_and_buttons(spec: EnvSpec, cfg: RunConfig) -> None:
+    problems = []
+    if spec.image_shape is None:
+        problems.append(f"agent: {cfg.agent} learns from images, and {spec.task} has none")
+    if not spec.discrete:
+        problems.append(
+            f"agent: {cfg.agent} chooses among discrete actions, those of {spec.task} are "
+            "continuous; use mudreamer or dreamerv3"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def build_replay(
+    spec: EnvSpec, cfg: RunConfig, *, directory: Path | None, device: str | torch.device
+) -> Replay:
+    """The replay that the agent's family draws from."""
+    from reverie.agents.replay import Replay, replay_schema
+
+    schema = replay_schema(spec)
+    slots, capacity = cfg.env.num_envs, cfg.replay.capacity
+    if family(cfg.agent) != "spr":
+        return Replay(
+            schema,
+            num_envs=slots,
+            capacity=capacity,
+            storage=cfg.replay.storage,
+            directory=directory,
+            device=device,
+        )
+    from reverie.agents.replay_priority import PriorityReplay
+
+    _require_pixels_and_buttons(spec, cfg)
+    return PriorityReplay(
+        schema,
+        num_envs=slots,
+        capacity=capacity,
+        directory=directory,
+        device=device,
+        history=cfg.spr.model.history,
+        predictions=cfg.spr.model.predictions,
+        max_n_step=cfg.spr.max_n_step,
+        stratified=cfg.spr.priority.stratified,
+        new_priority=cfg.spr.priority.new,
     )

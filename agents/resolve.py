@@ -14,7 +14,7 @@ from typing import Any
 from reverie.agents.config_checks import find_problems
 from reverie.agents.configs import ConfigError, RunConfig
 from reverie.agents.overlays import Tree, as_tree, flatten, merge, overlay, to_toml
-from reverie.agents.registry import AGENTS
+from reverie.agents.registry import AGENTS, family
 
 TASK_PRESETS = {
     "dmc": "task-dmc",
@@ -27,6 +27,9 @@ TASK_PRESETS = {
 SIZES = ("nano", "XS", "S", "M", "L", "XL")
 """World-model sizes, smallest first."""
 
+FAMILY_SIZES = {"spr": ("nano", "S")}
+"""Sizes of the families that have fewer; a size must change something."""
+
 PRESETS = Path(__file__).with_name("presets")
 """Folder of the packaged presets."""
 
@@ -37,17 +40,23 @@ PLACE = ("run", "seed")
 def resolve(
     overrides: Mapping[str, Any] | None = None, *, configs: Sequence[str] = ()
 ) -> RunConfig:
-    """Lay agent, task and size presets, then `configs`, then `overrides` over the defaults.
+    """Lay task, agent and size presets, then `configs`, then `overrides` over the defaults.
 
     Args:
         overrides: nested tree of settings; the last word.
-        configs: names of packaged presets, or paths of TOML files.
+        configs: names of packaged presets, or paths of TOML files. A preset that has a form of
+            its own for the agent's family, <name>-<family>, is followed by that.
 
     Raises:
         ConfigError: lists every problem found.
     """
     problems: list[str] = []
-    own = merge([*(_read_config(name, problems) for name in configs), dict(overrides or {})])
+    given = dict(overrides or {})
+    named = merge([*(_read_config(name, problems) for name in configs), given])
+    kind = family(str(named.get("agent", RunConfig().agent)))
+    forms = [form for name in configs for form in (name, f"{name}-{kind}")]
+    known = preset_names()
+    own = merge([*(_read_config(f, problems) for f in forms if f in known or f in configs), given])
     cfg = RunConfig()
     for tree in [*_base_presets(own, problems), own]:
         cfg = overlay(cfg, tree, problems)
@@ -60,15 +69,18 @@ def resolve(
 def _base_presets(own: Tree, problems: list[str]) -> list[Tree]:
     default = RunConfig()
     agent, task, size = (str(own.get(k, getattr(default, k))) for k in ("agent", "task", "size"))
-    names = [TASK_PRESETS.get(task.partition("/")[0], "")]
-    for key, name, known in (("agent", agent, tuple(AGENTS)), ("size", size, SIZES)):
+    suite, kind = task.partition("/")[0], family(agent)
+    names = [TASK_PRESETS.get(suite, ""), f"family-{kind}", f"family-{kind}-{suite}"]
+    names = [name for name in names if name in preset_names()]
+    sizes = FAMILY_SIZES.get(kind, SIZES)
+    for key, name, known in (("agent", agent, tuple(AGENTS)), ("size", size, sizes)):
         if name in known:
             names.append(f"{key}-{name}")
         else:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             problems.append(f"{key}: expected one of {', '.join(known)}, found {name!r}{hint}")
-    return [read_preset(name) for name in names if name]
+    return [read_preset(name) for name in names]
 
 
 def preset_names() -> list[str]:
@@ -87,7 +99,7 @@ def _read_config(name: str, problems: list[str]) -> Tree:
     try:
         return tomllib.loads(Path(name).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        free = [preset for preset in preset_names() if not preset.startswith(("agent-", "size-"))]
+        free = [preset for preset in preset_names() if "-" not in preset]
         problems.append(
             f"config {name!r}: neither a preset ({', '.join(free)}) nor a readable file: {error}"
         )

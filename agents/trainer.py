@@ -14,12 +14,11 @@ from reverie.agents.checkpoint import CheckpointError
 from reverie.agents.collector import Collector
 from reverie.agents.configs import RunConfig
 from reverie.agents.devices import memory_advice, resolve_device
-from reverie.agents.evaluate import EvaluationStopped, evaluate
+from reverie.agents.evaluate import EvaluationStopped, evaluate, final_episodes, slots_for
 from reverie.agents.logger import Logger
 from reverie.agents.metrics import MetricMeans
 from reverie.agents.progress import Cadence, Progress
-from reverie.agents.registry import build_agent
-from reverie.agents.replay import Replay, replay_schema
+from reverie.agents.registry import build_agent, build_replay
 from reverie.agents.resolve import dump, run_directory
 from reverie.agents.rundir import RunDir
 from reverie.agents.savepoints import SavePoints
@@ -53,7 +52,7 @@ def train(cfg: RunConfig, *, fresh: bool = False) -> int:
 
 
 def build_env(cfg: RunConfig, purpose: Literal["train", "eval"], num_envs: int) -> VecEnv:
-    """The run's task; evaluation differs from training in seeds and number of slots alone."""
+    """The run's task; evaluation differs from training in seeds and slots, and plays full games."""
     env = cfg.env
     return make_vec(
         cfg.task,
@@ -68,6 +67,9 @@ def build_env(cfg: RunConfig, purpose: Literal["train", "eval"], num_envs: int) 
         step_timeout=env.step_timeout,
         on_invalid=env.on_bad_value,
         device=str(resolve_device(cfg.train.device)),
+        gray=env.gray,
+        life_loss=env.life_loss and purpose == "train",
+        sticky=env.sticky,
     )
 
 
@@ -89,13 +91,8 @@ class Trainer:
         self.eval_env: VecEnv | None = None
         self.agent = build_agent(self.env.spec, cfg)
         self.collector = Collector(self.env, self.agent, seed=cfg.seed, device=self.device)
-        self.replay = Replay(
-            replay_schema(self.env.spec),
-            num_envs=cfg.env.num_envs,
-            capacity=cfg.replay.capacity,
-            storage=cfg.replay.storage,
-            directory=run.path / "replay",
-            device=self.device,
+        self.replay = build_replay(
+            self.env.spec, cfg, directory=run.path / "replay", device=self.device
         )
         self.guard = NonFiniteGuard(
             run.path / "nonfinite", limit=cfg.train.max_nonfinite, device=self.device
@@ -177,8 +174,8 @@ class Trainer:
     def _update(self) -> None:
         cfg = self.cfg.train
         rng = stream(self.cfg.seed, "replay", self.updates)
-        batch = self.replay.sample(cfg.batch_size, cfg.batch_length, rng)
-        metrics = self.agent.update(batch)
+        shape = (cfg.batch_size, cfg.batch_length)
+        batch, metrics = self.agent.learn_from(self.replay, rng, shape)
         self.updates += 1
         self.guard.watch(batch, metrics["nonfinite"], self.updates)
         self.means.add(metrics)
@@ -213,13 +210,12 @@ class Trainer:
         over = self.steps >= cfg.steps and self.evaluated["step"] != self.steps
         if count <= self.evaluated["count"] and not over:
             return
-        if self.eval_env is None:
-            self.eval_env = build_env(self.cfg, "eval", cfg.eval_episodes)
+        episodes = final_episodes(self.cfg) if over else cfg.eval_episodes
         try:
             result = evaluate(
                 self.agent,
-                self.eval_env,
-                episodes=cfg.eval_episodes,
+                self._evaluation_env(episodes),
+                episodes=episodes,
                 seed=self.cfg.seed,
                 device=self.device,
                 stop=lambda: bool(self.stop),
@@ -227,6 +223,7 @@ class Trainer:
         except EvaluationStopped:
             return
         self.evaluated = {"step": self.steps, "count": count, "mean": result["mean"]}
+        self.evaluated |= {"episodes": episodes, "protocol": result["protocol"]}
         for slot, (score, length) in enumerate(
             zip(result["returns"], result["lengths"], strict=True)
         ):
@@ -238,15 +235,23 @@ class Trainer:
         self.progress.update(self.steps, self.updates, {"eval": result["mean"]})
         self._save(score=result["mean"])
 
+    def _evaluation_env(self, episodes: int) -> VecEnv:
+        slots = slots_for(episodes, self.cfg.task)
+        if self.eval_env is not None and self.eval_env.num_envs != slots:
+            self.eval_env.close()
+            self.eval_env = None
+        if self.eval_env is None:
+            self.eval_env = build_env(self.cfg, "eval", slots)
+        return self.eval_env
+
     def _diagnostics(self) -> dict[str, float]:
         """What an agent computes besides its updates, on a batch that no update draws."""
-        report = getattr(self.agent, "report", None)
         cfg = self.cfg.train
-        if report is None or not self.replay.can_sample(cfg.batch_length):
+        if not self.replay.can_sample(cfg.batch_length):
             return {}
         rng = stream(self.cfg.seed, "report", self.updates)
-        batch = self.replay.sample(cfg.batch_size, cfg.batch_length, rng)
-        return {key: float(value) for key, value in report(batch).items()}
+        found = self.agent.examine(self.replay, rng, (cfg.batch_size, cfg.batch_length))
+        return {key: float(value) for key, value in found.items()}
 
     def _preempted(self, code: int) -> int:
         saved = self._save()

@@ -16,15 +16,12 @@ from rich.table import Table
 from reverie.agents.checkpoint import CheckpointError, best, checkpoints, load, load_latest
 from reverie.agents.configs import ConfigError, RunConfig
 from reverie.agents.devices import memory_advice, resolve_device
-from reverie.agents.evaluate import CONTROLS, Control, evaluate
+from reverie.agents.evaluate import CONTROLS, Control, evaluate, final_episodes, slots_for
 from reverie.agents.files import write_atomic
 from reverie.agents.registry import build_agent
 from reverie.agents.resolve import load as load_config
 from reverie.agents.resolve import with_overrides
 from reverie.agents.trainer import build_env
-
-MAX_SLOTS = 16
-"""Episodes played at once; each slot plays equally many."""
 
 LABELS = {
     "none": "agent",
@@ -58,7 +55,7 @@ def main(args: Sequence[str]) -> int:
 
 def show(
     run: tyro.conf.Positional[Path],
-    episodes: int = 10,
+    episodes: int | None = None,
     controls: tyro.conf.FlagCreatePairsOff[bool] = False,
     checkpoint: Literal["latest", "best"] = "latest",
     device: str = "auto",
@@ -68,17 +65,19 @@ def show(
 
     Args:
         run: run directory, as training printed it.
-        episodes: full episodes, shared equally by parallel slots; actions are sampled.
+        episodes: full episodes, shared equally by parallel slots; none: as many as the run's last
+            evaluation, whose score this repeats on the same device.
         controls: also play uniformly at random, with the zero action, and on blanked images.
         checkpoint: the newest one, or the one with the best evaluation during training.
         device: auto, cpu, cuda or cuda:N.
         first_episode: number of the first episode of every slot; others have other seeds.
     """
     console = Console()
-    if episodes < 1 or first_episode < 0:
+    if (episodes is not None and episodes < 1) or first_episode < 0:
         found = f"found {episodes} and {first_episode}"
         raise ConfigError([f"expected --episodes >= 1 and --first-episode >= 0, {found}"])
     trained = load_run(run, checkpoint=checkpoint)
+    episodes = episodes or final_episodes(trained.cfg) or 10
     for note in trained.notes:
         console.print(f"note: {note}")
     ways: tuple[Control, ...] = ("none", *CONTROLS) if controls else ("none",)
@@ -128,7 +127,7 @@ def score_run(
     """Result of each way to play, all on the same start states and in the same environments."""
     cfg = with_overrides(trained.cfg, {"train": {"device": device, "eval_episodes": episodes}})
     torch.set_num_threads(cfg.train.threads)
-    env = build_env(cfg, "eval", slots_for(episodes))
+    env = build_env(cfg, "eval", slots_for(episodes, cfg.task))
     try:
         with memory_advice(cfg):
             agent = build_agent(env.spec, cfg)
@@ -147,11 +146,6 @@ def score_run(
             }
     finally:
         env.close()
-
-
-def slots_for(episodes: int) -> int:
-    """Most parallel slots, up to `MAX_SLOTS`, that share `episodes` equally."""
-    return next(n for n in range(min(MAX_SLOTS, episodes), 0, -1) if episodes % n == 0)
 
 
 def save_results(run: Path, trained: TrainedRun, results: Results) -> Path:

@@ -44,6 +44,9 @@ def update_table(results: dict[str, Any]) -> Table:
     table.add_row("CPU s [range]", ranged(results["update"]["cpu_s"], 3))
     table.add_row("wall s [range]", ranged(results["update"]["wall_s"], 3))
     table.add_row("GFLOP", f"{total['gflop']:.1f}")
+    if "needed_gflop" in results:
+        needed = results["needed_gflop"]
+        table.add_row("GFLOP that its layers need", f"{sum(needed.values()):.1f}")
     table.add_row("ATen ops / kernels (no views)", f"{total['ops']:,.0f} / {total['kernels']:,.0f}")
     unit = LABELS[results["clock"]]
     rate = ranged(results["matmul_gflop_per_s"], 0)
@@ -71,10 +74,14 @@ def phase_table(results: dict[str, Any]) -> Table:
             f"{seconds / least:.2f}" if seconds is not None and least > 0 else "-",
             end_section=name == "total",
         )
-    scan = results["scan_product"]
-    shape = f"{scan['rows']}x{scan['inner']} by {scan['inner']}x{scan['columns']}"
-    unit = LABELS[clock]
-    table.caption = f"a product of the scan, {shape}: {scan['gflop_per_s']:.0f} GFLOP per {unit}"
+    if "needed_gflop" in results:
+        parts = (f"{name} {gflop:.2f}" for name, gflop in results["needed_gflop"].items())
+        table.caption = f"GFLOP that the layers need: {', '.join(parts)}"
+    if "scan_product" in results:
+        scan = results["scan_product"]
+        shape = f"{scan['rows']}x{scan['inner']} by {scan['inner']}x{scan['columns']}"
+        rate = f"{scan['gflop_per_s']:.0f} GFLOP per {LABELS[clock]}"
+        table.caption = f"a product of the scan, {shape}: {rate}"
     return table
 
 
@@ -96,7 +103,14 @@ def rate_table(results: dict[str, Any]) -> Table:
     """Replay, environments and worlds."""
     table = Table("part", "by the wall clock", "by CPU seconds", title="around the update")
     replay = results["replay"]
-    for name, key in (("one batch", "sample"), ("a plain copy", "copy_of_as_many_bytes")):
+    labels = {
+        "sample": "one batch",
+        "copy_of_as_many_bytes": "a plain copy",
+        "add": "one new row",
+        "set_priority": "new priorities of a batch",
+    }
+    for key in (key for key in labels if key in replay):
+        name = labels[key]
         wall, cpu = (
             ranged({k: 1e3 * v for k, v in replay[key][clock].items()})
             for clock in ("wall_s", "cpu_s")

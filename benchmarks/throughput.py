@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import tyro
 from rich.console import Console
@@ -21,7 +22,7 @@ from reverie.agents.devices import memory_advice, resolve_device
 from reverie.agents.files import write_atomic
 from reverie.agents.fingerprint import fingerprint
 from reverie.agents.interface import Agent
-from reverie.agents.registry import build_agent
+from reverie.agents.registry import build_agent, family
 from reverie.agents.resolve import resolve
 from reverie.benchmarks.counting import count_update
 from reverie.benchmarks.speed_parts import (
@@ -34,23 +35,24 @@ from reverie.benchmarks.speed_parts import (
     time_worlds,
 )
 from reverie.benchmarks.speed_report import tables
+from reverie.benchmarks.speed_spr import needed_gflop, random_transitions, time_transitions
 from reverie.envs.specs import EnvSpec
 
 
 @dataclass(frozen=True)
 class SpeedOptions:
-    """Measure one update on random windows, replay, environments and batched worlds."""
+    """Measure one update on random data, replay, environments and batched worlds."""
 
     agent: str = "mudreamer"
     """Name of the agent, as `reverie tasks` lists them."""
     size: str = "S"
     """Size preset."""
-    batch: int = 16
-    """B: windows per update."""
-    length: int = 64
-    """T: rows per window."""
-    image_size: int = 64
-    """Height and width of the images."""
+    batch: int | None = None
+    """B: windows or transitions per update; none: the agent's preset."""
+    length: int | None = None
+    """T: rows per window; none: the agent's preset."""
+    image_size: int | None = None
+    """Height and width of the images; none: the agent's preset."""
     actions: int = 6
     """Number of discrete actions, or of continuous dimensions."""
     continuous: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -97,10 +99,12 @@ def settings(options: SpeedOptions) -> tuple[RunConfig, EnvSpec]:
     Raises:
         ConfigError: unknown names, or numbers that cannot work.
     """
+    least = {"repeats": 1, "actions": 1, "num_envs": 1}
+    least |= {"length": 4} if family(options.agent) != "spr" else {}
     small = [
-        f"--{name}: expected at least {least}, found {getattr(options, name)}"
-        for name, least in (("length", 4), ("repeats", 1), ("actions", 1), ("num_envs", 1))
-        if getattr(options, name) < least
+        f"--{name}: expected at least {bound}, found {getattr(options, name)}"
+        for name, bound in least.items()
+        if (getattr(options, name) or bound) < bound or getattr(options, name) == 0
     ]
     if small:
         raise ConfigError(small)
@@ -108,16 +112,18 @@ def settings(options: SpeedOptions) -> tuple[RunConfig, EnvSpec]:
     train = {
         "batch_size": options.batch,
         "batch_length": options.length,
-        "prefill": max(1024, options.length),
+        "prefill": max(2000, options.length or 0),
         "threads": options.threads,
         "device": str(device) if device.type == "cuda" else options.device,
         "compile": options.compile,
         "precision": options.precision,
     }
     env = {"image_size": options.image_size, "num_envs": 1}
-    cfg = resolve({"agent": options.agent, "size": options.size, "env": env, "train": train})
-    side = options.image_size
-    spec = EnvSpec("bench/random", options.actions, not options.continuous, (side, side, 3))
+    sections: dict[str, dict[str, Any]] = {"env": env, "train": train}
+    given = {k: {n: v for n, v in s.items() if v is not None} for k, s in sections.items()}
+    cfg = resolve({"agent": options.agent, "size": options.size, **given})
+    side, channels = cfg.env.image_size, 1 if family(options.agent) == "spr" else 3
+    spec = EnvSpec("bench/random", options.actions, not options.continuous, (side, side, channels))
     return cfg, spec
 
 
@@ -133,16 +139,24 @@ def measure_all(options: SpeedOptions) -> dict[str, Any]:
     torch.set_num_threads(cfg.train.threads)
     device = resolve_device(cfg.train.device)
     load = os.getloadavg()
-    batch = random_batch(spec, options.batch, options.length, device=device)
-    results: dict[str, Any] = {"options": json.loads(json.dumps(asdict(options), default=str))}
+    rows, length, side = cfg.train.batch_size, cfg.train.batch_length, cfg.env.image_size
+    shown = asdict(replace(options, batch=rows, length=length, image_size=side))
+    results: dict[str, Any] = {"options": json.loads(json.dumps(shown, default=str))}
+    if family(cfg.agent) == "spr":
+        replay = random_transitions(cfg, spec, device=device)
+        batch = replay.sample(rows, 1, np.random.default_rng(0))
+        results["replay"] = time_transitions(replay, rows)
+        results["needed_gflop"] = needed_gflop(cfg, spec)
+    else:
+        batch = random_batch(spec, rows, length, device=device)
+        results["replay"] = time_replay(spec, rows, length, device=device)
     with memory_advice(cfg):
         results |= measure_update(options, cfg, spec, batch)
-    results["replay"] = time_replay(spec, options.batch, options.length, device=device)
     results["environments"] = [
-        time_env(task, options.num_envs, image_size=options.image_size) for task in options.task
+        time_env(task, options.num_envs, image_size=side) for task in options.task
     ]
     results["worlds"] = [
-        time_worlds(count, device=device, image_size=options.image_size) for count in options.worlds
+        time_worlds(count, device=device, image_size=side) for count in options.worlds
     ]
     results["load_average"] = {"before": load, "after": os.getloadavg()}
     # names of machines and folders say nothing about speed
@@ -163,9 +177,10 @@ def measure_update(
     phases = options.compile != "graph"
     timed = time_updates(agent, batch, options.repeats, clock=clock, phases=phases)
     results: dict[str, Any] = {"clock": clock, "counts": counts, **timed}
-    model = cfg.mudreamer.model
-    shape = {"rows": options.batch, "inner": model.units + model.deter, "columns": 3 * model.deter}
-    results["scan_product"] = {**shape, "gflop_per_s": product_rate(clock, device, **shape)}
+    if family(cfg.agent) == "mudreamer":
+        model, rows = cfg.mudreamer.model, cfg.train.batch_size
+        shape = {"rows": rows, "inner": model.units + model.deter, "columns": 3 * model.deter}
+        results["scan_product"] = {**shape, "gflop_per_s": product_rate(clock, device, **shape)}
     results["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds, rate = timed["update"][clock]["median"], timed["matmul_gflop_per_s"]["median"]
     results["matmul_fraction"] = counts["total"]["gflop"] / seconds / rate

@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from reverie.agents.interface import Carry
+from reverie.agents.windows import LearnsFromWindows
 from reverie.envs.specs import Array, EnvSpec, Step
 
 SPEC = EnvSpec("double/counting", action_size=3, discrete=True, vector_size=3)
@@ -82,7 +83,7 @@ class CountingVec:
         )
 
 
-class CountingAgent:
+class CountingAgent(LearnsFromWindows):
     """Chooses action (rows since is_first) % A and counts every call."""
 
     def __init__(self, actions: int = 3) -> None:
@@ -114,7 +115,7 @@ class CountingAgent:
         self.updates = int(state["updates"])
 
 
-class TinyAgent:
+class TinyAgent(LearnsFromWindows):
     """Everything that is hard to resume, small: BN, EMA, Adam, a generator, a recurrent carry."""
 
     def __init__(self, spec: EnvSpec, *, seed: int, delay: float = 0.0) -> None:

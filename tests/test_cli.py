@@ -147,10 +147,12 @@ def test_eval_scores_the_agent_and_its_blind_controls(trained: Path, capsys: Cap
 
 
 @pytest.mark.parametrize(
-    ("episodes", "slots"), [(1, 1), (10, 10), (16, 16), (17, 1), (20, 10), (100, 10)]
+    ("episodes", "slots", "games"),
+    [(1, 1, 1), (10, 10, 10), (16, 16, 16), (17, 1, 17), (20, 10, 20), (100, 10, 100), (101, 1, 1)],
 )
-def test_episodes_are_shared_equally_by_slots(episodes: int, slots: int) -> None:
-    assert evaluation.slots_for(episodes) == slots
+def test_episodes_are_shared_equally_by_slots(episodes: int, slots: int, games: int) -> None:
+    assert evaluation.slots_for(episodes, "dmc/cartpole_swingup") == slots
+    assert evaluation.slots_for(episodes, "atari/pong") == games
 
 
 def test_eval_takes_the_best_checkpoint(trained: Path) -> None:

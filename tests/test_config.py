@@ -18,7 +18,7 @@ from reverie.agents import budget, devices
 from reverie.agents.configs import ConfigError, RunConfig
 from reverie.agents.flags import config_from_args
 from reverie.agents.overlays import as_tree, flatten, merge, overlay, to_toml
-from reverie.agents.registry import AGENTS
+from reverie.agents.registry import AGENTS, FAMILIES
 from reverie.agents.resolve import (
     SIZES,
     TASK_PRESETS,
@@ -163,7 +163,12 @@ def test_trap_14_every_value_of_every_preset_arrives(name: str) -> None:
     if kind == "size":
         own["size"] = rest
     elif kind == "agent":
-        own["agent"] = rest
+        own |= {"agent": rest, "size": "S"}
+    elif kind == "family":
+        member, _, suite = rest.partition("-")
+        own |= {"agent": FAMILIES[member][0], "task": f"{suite or 'toy'}/x"}
+    elif kind == "debug" and rest:
+        own, configs = {"agent": FAMILIES[rest][0]}, [kind]
     elif kind == "task":
         suite = next(suite for suite, preset in TASK_PRESETS.items() if preset == name)
         own["task"] = f"{suite}/x"
@@ -178,6 +183,7 @@ def test_trap_14_presets_cover_every_agent_and_size() -> None:
     names = preset_names()
     assert {f"agent-{agent}" for agent in AGENTS} | {f"size-{size}" for size in SIZES} <= set(names)
     assert set(TASK_PRESETS.values()) <= set(names)
+    assert sorted(agent for members in FAMILIES.values() for agent in members) == sorted(AGENTS)
 
 
 @given(st.lists(st.sampled_from("abcxyz"), min_size=1, max_size=3).map("".join), st.integers(0, 5))

@@ -51,7 +51,17 @@ class WorldModelConfig:
     value_slow_reg: float = 0.0
     """Weight of the cross-entropy between value predictor and its EMA copy."""
     value_ema_rate: float = 0.02
-    """Rate of the value predictor's EMA copy, per update."""
+    """Rate of the EMA copies of the value predictor and of the targets of `spr`, per update."""
+    objectives: tuple[Literal["spr", "barlow"], ...] = ()
+    """Further representation objectives, each with its own small projector."""
+    spr_scale: float = 1.0
+    """Weight of spr: squared distance of unit vectors, 0 to 4, of the size of the other losses."""
+    spr_steps: int = 5
+    """K: steps that spr predicts ahead; less than the rows of a window."""
+    barlow_scale: float = 1.0
+    """Weight of barlow, which starts near 1: it is divided by the width of its projectors."""
+    projector_width: int | None = None
+    """Width of the projectors of spr and barlow; none: as `units`."""
     pred_scale: float = 1.0
     """Weight of the reward, continue, value and action losses."""
     gamma: float = 0.997

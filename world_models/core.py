@@ -20,6 +20,8 @@ class WorldModel(Protocol):
 
     loss_scales: dict[str, float]
     """Weight of every active loss; its keys are exactly those that `losses` returns."""
+    loss_dims: tuple[str, ...]
+    """Dimensions of every loss: ("B", "T"), or ("B",) where one row is learned from per window."""
 
     def encode(self, obs: dict[str, Tensor]) -> Tensor:
         """Representation network: observations [..., *] -> embedding [..., E]."""
@@ -38,7 +40,7 @@ class WorldModel(Protocol):
         ...
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Unweighted losses, each [B, T]."""
+        """Unweighted losses, each of the dimensions that `loss_dims` declares."""
         ...
 
     def features(self, latents: Any) -> Tensor:

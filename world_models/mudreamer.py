@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from reverie.world_models.config import WorldModelConfig
 from reverie.world_models.core import Batch
 from reverie.world_models.encoders import ConvDecoder, Encoder
+from reverie.world_models.extra_objectives import CrossCorrelation, SelfPrediction
 from reverie.world_models.nets import MLP
 from reverie.world_models.objectives import OBJECTIVES, kl_losses, objective_scales
 from reverie.world_models.ops import categorical_sample, symmetric_bins, two_hot_mean, unimix
@@ -37,6 +38,10 @@ class Window(NamedTuple):
     """bool [B, T]: is_first, or the window's first row."""
     exponential: Tensor
     """Exp(1) noise [B, T, S, C] of the posterior samples."""
+    rollout_noise: Tensor | None = None
+    """Exp(1) noise [B*(T-K), K, S, C] of the open-loop steps of `spr`; none: drawn when needed."""
+    spr_target: Tensor | None = None
+    """What `spr` predicts [B, T, P]; none where it is not active."""
 
     def prior_sample(self) -> Tensor:
         """Straight-through sample [B, T, S*C] of the prior, with the posterior's noise."""
@@ -50,6 +55,8 @@ class MuDreamerModel(nn.Module):
     Modules stay in eval mode, except inside `window(..., train=True)`: batch norm uses and moves
     batch statistics there alone.
     """
+
+    loss_dims = ("B", "T")
 
     def __init__(
         self,
@@ -84,6 +91,13 @@ class MuDreamerModel(nn.Module):
             self._head(self.encoder.size + size, outputs) if "action" in cfg.heads else None
         )
         self.decoder = self._decoder(size, image_shape)
+        width = cfg.projector_width or cfg.units
+        self.spr = (
+            SelfPrediction(self.rssm, width, cfg.bn_momentum) if "spr" in cfg.objectives else None
+        )
+        self.barlow = (
+            CrossCorrelation(size, self.encoder.size, width) if "barlow" in cfg.objectives else None
+        )
         self.register_buffer("bins", symmetric_bins(cfg.bins, cfg.bin_range), persistent=False)
         self.bins: Tensor
         self.loss_scales = objective_scales(cfg)
@@ -105,7 +119,7 @@ class MuDreamerModel(nn.Module):
         return ConvDecoder(size, shape, self.cfg.cnn_depth)
 
     def train(self, mode: bool = True) -> MuDreamerModel:
-        """Set the mode of all but the EMA copy, which stays in eval mode for good."""
+        """Set the mode of all but the EMA copies, which stay in eval mode for good."""
         super().train(mode)
         if self.slow_value is not None:
             self.slow_value.eval()
@@ -123,8 +137,22 @@ class MuDreamerModel(nn.Module):
         # a float32 draw can be exactly 0, which would divide by zero
         return noise.exponential_(generator=generator).clamp_min_(1e-20)
 
+    def draw_rollout_noise(
+        self, batch: int, length: int, *, generator: torch.Generator | None = None
+    ) -> Tensor | None:
+        """Noise [B*(T-K), K, S, C] of the open-loop steps of `spr`; none where it is not active."""
+        steps = self.cfg.spr_steps
+        if self.spr is None:
+            return None
+        return self.draw_noise(batch * (length - steps), steps, generator=generator)
+
     def window(
-        self, batch: Batch, exponential: Tensor | None = None, *, train: bool = False
+        self,
+        batch: Batch,
+        exponential: Tensor | None = None,
+        *,
+        train: bool = False,
+        rollout_noise: Tensor | None = None,
     ) -> Window:
         """Encode and filter a batch once; every row 0 starts from the initial state.
 
@@ -136,13 +164,17 @@ class MuDreamerModel(nn.Module):
             exponential = self.draw_noise(*is_first.shape)
         self.train(train)
         embed = self.encode(batch)
+        spr_target = self.spr.targets(embed) if self.spr is not None else None
         self.eval()
         start = torch.zeros_like(is_first)
         start[:, 0] = True
         reset = is_first | start
         latents = self.rssm.observe(embed, batch["action"].float(), reset, exponential)
         prior = unimix(self.rssm.prior_logits(latents.h), self.cfg.unimix)
-        return Window(batch, embed, latents, self.features(latents), prior, reset, exponential)
+        feature = self.features(latents)
+        return Window(
+            batch, embed, latents, feature, prior, reset, exponential, rollout_noise, spr_target
+        )
 
     def observe(self, batch: Batch) -> Latents:
         """Posterior states [B, T] of a window."""
@@ -190,6 +222,11 @@ class MuDreamerModel(nn.Module):
         """[h, z] [..., F]."""
         return torch.cat([latents.h, latents.z], -1)
 
+    def running_buffers(self) -> list[Tensor]:
+        """Statistics that `window(..., train=True)` moves."""
+        own = [*self.encoder.buffers()]
+        return own if self.spr is None else [*own, *self.spr.norm.buffers()]
+
     def bootstrap_value(self, feature: Tensor) -> Tensor:
         """Values [...] that bootstrap the value predictor's target.
 
@@ -206,6 +243,8 @@ class MuDreamerModel(nn.Module):
         return two_hot_mean(self.slow_value(feature), self.bins)
 
     def update_targets(self, rate: float | Tensor) -> None:
-        """Move the EMA copy of the value predictor."""
+        """Move the EMA copies: of the value predictor, and of what the targets of `spr` read."""
         if self.value is not None and self.slow_value is not None:
             ema_update(self.slow_value, self.value, rate)
+        if self.spr is not None:
+            ema_update(self.spr.target, self.rssm.post_hidden, rate)

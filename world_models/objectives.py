@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reverie.world_models.config import WorldModelConfig
 from reverie.world_models.encoders import normalise_image
+from reverie.world_models.extra_objectives import barlow_objective, spr_objective
 from reverie.world_models.losses import (
     continue_nll,
     continuous_action_nll,
@@ -116,6 +117,8 @@ OBJECTIVES: dict[str, Objective] = {
     "value": value_loss,
     "action": action_loss,
     "decoder": decoder_loss,
+    "spr": spr_objective,
+    "barlow": barlow_objective,
 }
 
 
@@ -126,4 +129,5 @@ def objective_scales(cfg: WorldModelConfig) -> dict[str, float]:
     scales |= {str(name): cfg.pred_scale for name in cfg.heads}
     if cfg.decoder != "none":
         scales["decoder"] = 1.0
-    return scales
+    further = {"spr": cfg.spr_scale, "barlow": cfg.barlow_scale}
+    return scales | {str(name): further[name] for name in cfg.objectives}
