@@ -9,6 +9,7 @@ import torch
 
 from reverie.agents.configs import ConfigError, RunConfig
 from reverie.agents.devices import resolve_device
+from reverie.agents.registry import family
 from reverie.agents.stopping import available_memory
 from reverie.envs.specs import EnvSpec
 
@@ -50,7 +51,8 @@ def check_replay_fits(cfg: RunConfig, folder: Path, spec: EnvSpec | None = None)
         return
     fits = int(USABLE * free) // row_bytes(cfg, spec)
     remedies = [f"--replay.capacity {fits} fits" if fits else "no capacity fits"]
-    if cfg.replay.storage != "memmap":
+    # the SPR family stacks frames where it learns
+    if cfg.replay.storage != "memmap" and family(cfg.agent) != "spr":
         remedies.append("--replay.storage memmap keeps it on disk")
     raise ConfigError(
         [

@@ -27,7 +27,7 @@ class EnvConfig:
     """How the task is built; evaluation differs in seeds, slots and `life_loss` alone."""
 
     image_size: int = 64
-    """Height and width of the image in pixels: 4 times a power of two."""
+    """Height and width of the image in pixels: 4 times a power of two (SPR family: 36 or more)."""
     action_repeat: int | None = None
     """Simulator steps per agent step; none: the suite's own (dmc 2, atari 4, others 1)."""
     render: Literal["reference", "quick"] = "reference"

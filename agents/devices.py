@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from reverie.agents.configs import ConfigError, RunConfig
+from reverie.agents.registry import family
 
 
 class DeviceMemoryError(RuntimeError):
@@ -51,16 +52,24 @@ def memory_advice(cfg: RunConfig) -> Iterator[None]:
 
 def _advice(cfg: RunConfig, error: torch.OutOfMemoryError) -> str:
     peak = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
+    spr = family(cfg.agent) == "spr"
+    batch = f"{cfg.train.batch_size} windows of {cfg.train.batch_length} rows"
+    reason = "batch norm would see other statistics"
+    if spr:
+        batch = f"{cfg.train.batch_size} transitions"
+        reason = "its importance weights are taken over all of it"
     lines = [
-        f"out of device memory: an update of {cfg.train.batch_size} windows of "
-        f"{cfg.train.batch_length} rows at size {cfg.size} had reserved {peak / 2**30:.2f} GiB "
-        f"when it asked for more ({str(error).splitlines()[0]}).",
-        "The batch is not split, because batch norm would see other statistics. Try, in order:",
+        f"out of device memory: an update of {batch} at size {cfg.size} had reserved "
+        f"{peak / 2**30:.2f} GiB when it asked for more ({str(error).splitlines()[0]}).",
+        f"The batch is not split, because {reason}. Try, in order:",
     ]
-    if cfg.replay.storage == "device":
+    if spr:
+        lines.append(f"  --replay.capacity {cfg.replay.capacity // 2} (halves the replay's share)")
+    elif cfg.replay.storage == "device":
         lines.append("  --replay.storage ram         (frees the replay's share of the device)")
     if cfg.train.precision == "fp32":
         lines.append("  --train.precision bf16       (halves the activations)")
     lines.append(f"  --train.batch-size {max(1, cfg.train.batch_size // 2)}")
-    lines.append("  --size with a smaller preset (nano, XS, S, M, L, XL)")
+    sizes = "nano, S" if spr else "nano, XS, S, M, L, XL"
+    lines.append(f"  --size with a smaller preset ({sizes})")
     return "\n".join(lines)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 from reverie.agents.configs import ConfigError, RunConfig
 from reverie.agents.overlays import Tree
 from reverie.agents.resolve import resolve
 
-EPILOG = """Presets are laid in this order: agent, task suite, --size, every --config (a preset's \
-name or a TOML file), then the other flags. The same command resumes an interrupted run; --fresh \
-refuses to. --budget N (100k, 1.5M) is short for --train.steps: actions of the agent, not frames."""
+EPILOG = """Presets are laid in this order: task suite, agent family, agent, --size, every \
+--config (a preset's name or a TOML file), then the other flags. The same command resumes an \
+interrupted run; --fresh refuses to. --budget N (100k, 1.5M) is short for --train.steps: actions \
+of the agent, not frames."""
 
 
 def config_from_args(args: Sequence[str], *, agent: str | None = None) -> RunConfig:
@@ -26,6 +28,9 @@ def config_from_args(args: Sequence[str], *, agent: str | None = None) -> RunCon
     tree: Tree = {} if agent is None else {"agent": agent}
     if agent is None and words:
         tree["agent"] = words.pop(0)
+        if "agent" in flags:
+            problems.append(f"--agent: {tree['agent']} is named already; keep one of the two")
+            del flags["agent"]
     problems += [f"unexpected argument {word!r}; settings are --name value" for word in words]
     configs = flags.pop("config", [])
     _budget(flags, problems)
@@ -71,8 +76,9 @@ def _budget(flags: dict[str, list[str]], problems: list[str]) -> None:
         return
     text = " ".join(flags.pop("budget"))
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([kM]?)", text)
-    steps = float(found[1]) * {"": 1, "k": 1e3, "M": 1e6}[found[2]] if found else 0.5
-    if not steps.is_integer():
+    # exact: 8.2 * 1e6 is no whole float
+    steps = Fraction(found[1]) * {"": 1, "k": 10**3, "M": 10**6}[found[2]] if found else None
+    if steps is None or steps.denominator != 1:
         problems.append(f"--budget: expected agent steps such as 100k or 1.5M, found {text!r}")
     elif "train.steps" in flags:
         problems.append("--budget: is --train.steps under another name; keep one of the two")
@@ -112,6 +118,7 @@ def print_help(cfg: RunConfig) -> None:
         RunConfig,
         default=cfg,
         args=["--help"],
+        config=(tyro.conf.FlagConversionOff,),  # our flags have values: --env.gray true
         prog="reverie train AGENT",
         description=f"{EPILOG} Defaults below: {cfg.agent} on {cfg.task} at size {cfg.size}.",
     )

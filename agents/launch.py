@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from reverie.agents.configs import RunConfig
-from reverie.agents.resolve import TASK_PRESETS, resolve, run_directory
-from reverie.envs.registry import make_env
+from reverie.agents.registry import family
+from reverie.agents.resolve import resolve, run_directory
+from reverie.envs.registry import make_vec, require_known
 from reverie.envs.specs import EnvSpec
 from reverie.envs.worker import require_main_guard
+
+UNIFORM = ("dmc", "torch")
+"""Suites whose tasks all have images and continuous actions: they need no look at the task."""
 
 
 def run(
@@ -52,17 +56,35 @@ def launch(cfg: RunConfig, *, fresh: bool = False) -> int:
     # late, because every worker imports a script that imports `run`, and needs no torch
     from reverie.agents.budget import check_replay_fits
     from reverie.agents.devices import resolve_device
+    from reverie.agents.registry import check_task
     from reverie.agents.trainer import train
 
     resolve_device(cfg.train.device)
-    check_replay_fits(cfg, run_directory(cfg), _foreign_spec(cfg))
+    spec = _spec(cfg)
+    if spec is not None:
+        check_task(spec, cfg)
+    check_replay_fits(cfg, run_directory(cfg), spec)
     return train(cfg, fresh=fresh)
 
 
-def _foreign_spec(cfg: RunConfig) -> EnvSpec | None:
-    """Sizes of a task from outside; building it once also finds what it lacks before a run does."""
-    if cfg.task.partition("/")[0] in TASK_PRESETS:
+def _spec(cfg: RunConfig) -> EnvSpec | None:
+    """Sizes of the task; building it once also finds what it lacks before a run directory exists.
+
+    None where any task of the suite suits the agent.
+    """
+    if cfg.task.partition("/")[0] in UNIFORM and family(cfg.agent) != "spr":
+        require_known(cfg.task)
         return None
-    env = make_env(cfg.task, image_size=cfg.env.image_size, action_repeat=cfg.env.action_repeat)
+    env = make_vec(
+        cfg.task,
+        1,
+        seed=cfg.seed,
+        image_size=cfg.env.image_size,
+        action_repeat=cfg.env.action_repeat,
+        workers="inline",
+        gray=cfg.env.gray,
+        life_loss=cfg.env.life_loss,
+        sticky=cfg.env.sticky,
+    )
     env.close()
     return env.spec

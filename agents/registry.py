@@ -60,13 +60,7 @@ def build_mudreamer(spec: EnvSpec, cfg: RunConfig) -> Agent:
     from reverie.agents.devices import resolve_device
     from reverie.agents.mudreamer import MuDreamer
 
-    if spec.image_shape is None and cfg.mudreamer.model.decoder != "none":
-        raise ConfigError(
-            [
-                f"mudreamer.model.decoder: {cfg.mudreamer.model.decoder} reconstructs images, and "
-                f"{spec.task} has none; use agent mudreamer, or decoder none"
-            ]
-        )
+    check_task(spec, cfg)
     return MuDreamer(
         spec,
         cfg.mudreamer,
@@ -83,7 +77,7 @@ def build_spr(spec: EnvSpec, cfg: RunConfig) -> Agent:
     from reverie.agents.devices import resolve_device
     from reverie.agents.spr import SPR
 
-    _require_pixels_and_buttons(spec, cfg)
+    check_task(spec, cfg)
     train = cfg.train
     replayed = max(0, train.steps - train.prefill) * train.train_ratio
     return SPR(
@@ -98,11 +92,24 @@ def build_spr(spec: EnvSpec, cfg: RunConfig) -> Agent:
     )
 
 
-def _require_pixels_and_buttons(spec: EnvSpec, cfg: RunConfig) -> None:
+def check_task(spec: EnvSpec, cfg: RunConfig) -> None:
+    """Refuse a task that the agent cannot learn.
+
+    Raises:
+        ConfigError: names what the agent needs and the task lacks.
+    """
     problems = []
-    if spec.image_shape is None:
-        problems.append(f"agent: {cfg.agent} learns from images, and {spec.task} has none")
-    if not spec.discrete:
+    spr, decoder = family(cfg.agent) == "spr", cfg.mudreamer.model.decoder
+    if spr and spec.image_shape is None:
+        problems.append(
+            f"agent: {cfg.agent} learns from images, and {spec.task} has none; use mudreamer"
+        )
+    if not spr and spec.image_shape is None and decoder != "none":
+        problems.append(
+            f"mudreamer.model.decoder: {decoder} reconstructs images, and {spec.task} has none; "
+            "use agent mudreamer, or decoder none"
+        )
+    if spr and not spec.discrete:
         problems.append(
             f"agent: {cfg.agent} chooses among discrete actions, those of {spec.task} are "
             "continuous; use mudreamer or dreamerv3"
@@ -130,7 +137,7 @@ def build_replay(
         )
     from reverie.agents.replay_priority import PriorityReplay
 
-    _require_pixels_and_buttons(spec, cfg)
+    check_task(spec, cfg)
     return PriorityReplay(
         schema,
         num_envs=slots,

@@ -240,5 +240,6 @@ def _allocate(
         need = row_bytes(schema) * num_envs * size / 2**30
         raise ReplayError(
             f"replay of {num_envs * size} rows needs {need:.1f} GiB of '{storage}' and could not "
-            "be allocated; lower replay.capacity or use replay.storage = 'memmap'"
+            "be allocated; lower replay.capacity or, for agents that learn from windows, use "
+            "replay.storage = 'memmap'"
         ) from error

@@ -85,6 +85,7 @@ class PriorityReplay(Replay):
         self._back = torch.arange(1 - history, 1, device=device)
         self._around = torch.arange(1 - history, self.lookahead + 1, device=device)
         self._ahead = self._around[history:]
+        self._buffers: dict[tuple[int, ...], Tensor] = {}
 
     def add(self, rows: Mapping[str, Any]) -> None:
         """See `Replay.add`; one older row per slot becomes eligible, and overwritten ones cease."""
@@ -124,7 +125,8 @@ class PriorityReplay(Replay):
         [B, K+2, S, H, W, C] of t .. t+K and of the row to bootstrap from, which is t + n_step or
         the end of the episode; "action" [B, max(K, 1), A] from a_t on; "reward" [B, n],
         "is_last" and "is_terminal" [B, L] of the rows from t+1 on. Observations behind an end
-        repeat it; frames from before an episode are zero.
+        repeat it; frames from before an episode are zero. Images stay valid until the next draw
+        of as many rows.
         """
         index = self.tree.find(self._spread(uniform))
         place = index % self.size
@@ -140,7 +142,7 @@ class PriorityReplay(Replay):
             )
         }
         seen = self._observed(columns["is_last"], n_step)
-        image = self._gather("image", self._stacks(rows, seen))
+        image = self._frames(self._stacks(rows, seen))
         priority = self.tree.get(index).float()
         return TensorDict(
             {"index": index, "priority": priority, "image": image, **columns},
@@ -229,6 +231,16 @@ class PriorityReplay(Replay):
         frames = newest[..., None] + self._back
         older = frames < begins.gather(1, newest)[..., None]
         return rows.gather(1, frames.flatten(1)).view_as(frames).masked_fill_(older, self._blank)
+
+    def _frames(self, rows: Tensor) -> Tensor:
+        """Frames [*, H, W, C] of ring rows [*], in one buffer: fresh memory costs more than a copy."""
+        flat = self._flat["image"]
+        shape = (*rows.shape, *flat.shape[1:])
+        if shape not in self._buffers:
+            self._buffers = {shape: torch.empty(shape, dtype=flat.dtype, device=flat.device)}
+        image = self._buffers[shape]
+        torch.index_select(flat, 0, rows.reshape(-1), out=image.view(-1, *flat.shape[1:]))
+        return image
 
     def _gather(self, key: str, rows: Tensor) -> Tensor:
         flat = self._flat[key]

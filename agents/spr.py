@@ -34,7 +34,10 @@ Compile = Literal["off", "inductor", "graph"]
 
 
 class SPR:
-    """Acts greedily from a stack of frames, learns from prioritised transitions."""
+    """Acts greedily from a stack of frames, learns from prioritised transitions.
+
+    A vector beside the image is not read.
+    """
 
     def __init__(
         self,
@@ -221,7 +224,8 @@ class SPR:
         """The update as one function of batch and noise: static shapes, no host synchronisation.
 
         Adds "priority" [B] to the metrics. Where loss or a gradient norm is not finite, weights,
-        moments, running statistics, priorities and the Q target stay as they were.
+        moments, running statistics, priorities and the Q target stay as they were; the prediction
+        target's own copy moves to the weights, which are finite.
         """
         kept = [(b, b.clone()) for b in self._running_buffers()]
         for optimiser in self._optimisers.values():

@@ -158,7 +158,8 @@ def check_memory(reserve: int = MEMORY_RESERVE) -> None:
     if left < reserve:
         raise OutOfMemoryError(
             f"only {left / 2**20:.0f} MiB of memory are left (reserve {reserve / 2**20:.0f} MiB); "
-            "the run was saved: lower replay.capacity, use replay.storage = 'memmap', or give it "
+            "the run was saved: lower replay.capacity, use replay.storage = 'memmap' if the agent "
+            "learns from windows, or give it "
             "more memory, and start it again"
         )
 

@@ -138,6 +138,8 @@ class Trainer:
                 self._save()
             if self._finished():
                 break
+            if self.stop and self.collector.restorable:
+                continue  # no step more: a signal in the last evaluation must not cost the budget
             self._collect()
         if not self._save():
             raise CheckpointError("the finished run could not be saved; free disk space, run again")

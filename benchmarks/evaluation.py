@@ -125,7 +125,10 @@ def score_run(
     first_episode: int = 0,
 ) -> Results:
     """Result of each way to play, all on the same start states and in the same environments."""
-    cfg = with_overrides(trained.cfg, {"train": {"device": device, "eval_episodes": episodes}})
+    # both switches are about updates, and may need a device that this machine lacks
+    plain = {"compile": "off", "precision": "fp32"}
+    own = {"device": device, "eval_episodes": episodes, **plain}
+    cfg = with_overrides(trained.cfg, {"train": own})
     torch.set_num_threads(cfg.train.threads)
     env = build_env(cfg, "eval", slots_for(episodes, cfg.task))
     try:

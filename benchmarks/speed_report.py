@@ -107,15 +107,14 @@ def rate_table(results: dict[str, Any]) -> Table:
         "sample": "one batch",
         "copy_of_as_many_bytes": "a plain copy",
         "add": "one new row",
-        "set_priority": "new priorities of a batch",
+        "set_priority": "its new priorities",
     }
     for key in (key for key in labels if key in replay):
-        name = labels[key]
         wall, cpu = (
             ranged({k: 1e3 * v for k, v in replay[key][clock].items()})
             for clock in ("wall_s", "cpu_s")
         )
-        table.add_row(f"replay: ms for {name}", wall, cpu)
+        table.add_row(f"replay: ms for {labels[key]}", wall, cpu)
     table.add_row("replay: windows/s", f"{replay['windows_per_s']:,.0f}", "")
     for env in results["environments"]:
         name = f"{env['task']} x{env['num_envs']}: steps/s"

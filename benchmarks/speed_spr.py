@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from tensordict import TensorDict
+from torch import Tensor, nn
 
 from reverie.agents.configs import RunConfig
 from reverie.agents.registry import build_replay
 from reverie.agents.replay_priority import PriorityReplay
+from reverie.agents.spr import SPR
 from reverie.benchmarks.speed_parts import elapsed, spread
 from reverie.envs.specs import EnvSpec
-from reverie.world_models.q_network import NoisyLinear
+from reverie.world_models.q_network import NoisyLinear, PlainLinear
 from reverie.world_models.spr import SPRModel
 
-FRAMES = 100_000
-"""Rows of the replay that is measured: a whole Atari 100k run."""
-
 EPISODE = 500
-"""Rows of its episodes."""
+"""Rows of an episode of the replay that is measured."""
+
+
+class FromReplay:
+    """An agent whose update includes drawing the batch and writing priorities, as in training."""
+
+    def __init__(self, agent: SPR, *, replay: PriorityReplay, rows: int) -> None:
+        self.agent, self.replay, self.rows = agent, replay, rows
+        self._rng = np.random.default_rng(0)
+
+    def update(self, batch: TensorDict) -> dict[str, Tensor]:
+        """Ignore `batch`: draw another of as many rows."""
+        return self.agent.learn_from(self.replay, self._rng, (self.rows, 1))[1]
 
 
 def random_transitions(
-    cfg: RunConfig, spec: EnvSpec, *, device: torch.device, frames: int = FRAMES
+    cfg: RunConfig, spec: EnvSpec, *, device: torch.device, frames: int
 ) -> PriorityReplay:
     """A full replay of noise, `frames` rows in one slot."""
     sized = replace(cfg, replay=replace(cfg.replay, capacity=frames))
     made = build_replay(spec, sized, directory=None, device=device)
-    assert isinstance(made, PriorityReplay)
+    assert isinstance(made, PriorityReplay) and spec.image_shape is not None
     rng = np.random.default_rng(0)
-    assert spec.image_shape is not None
     pictures = rng.integers(0, 256, (64, 1, *spec.image_shape)).astype(np.uint8)
     actions = np.eye(spec.action_size, dtype=np.float32)[:, None]
     for t in range(frames):
@@ -54,26 +65,26 @@ def time_transitions(replay: PriorityReplay, batch: int, *, draws: int = 100) ->
     """Time to draw one batch by priority, to write priorities back, and to add a row."""
     rng = np.random.default_rng(0)
     row = {key: value[0] for key, value in replay.read(replay.time - 1, replay.time).items()}
-    drawing, writing, adding = [], [], []
-    for turn in range(draws + 5):
-        found: list[Any] = []
-        drawn = elapsed(lambda found=found: found.append(replay.sample(batch, 1, rng)))  # type: ignore[misc]
-        index = found[0]["index"]
-        value = torch.rand(batch, device=index.device)
-        written = elapsed(lambda i=index, v=value: replay.set_priority(i, v))  # type: ignore[misc]
-        added = elapsed(lambda: replay.add(row))
-        if turn >= 5:
-            drawing.append(drawn)
-            writing.append(written)
-            adding.append(added)
-    times = spread(drawing)
+    drawn = replay.sample(batch, 1, rng)
+    priority = torch.rand(batch, device=drawn["index"].device)
+
+    def sample() -> None:
+        nonlocal drawn
+        drawn = replay.sample(batch, 1, rng)
+
+    parts: dict[str, Callable[[], None]] = {
+        "sample": sample,
+        "set_priority": lambda: replay.set_priority(drawn["index"], priority),
+        "add": lambda: replay.add(row),
+    }
+    turns = [{name: elapsed(part) for name, part in parts.items()} for _ in range(5 + draws)]
+    # the first ones find cold caches
+    times = {name: spread([turn[name] for turn in turns[5:]]) for name in parts}
     return {
         "rows": len(replay),
         "storage": "device",
-        "sample": times,
-        "set_priority": spread(writing),
-        "add": spread(adding),
-        "windows_per_s": batch / times["wall_s"]["median"],
+        **times,
+        "windows_per_s": batch / times["sample"]["wall_s"]["median"],
     }
 
 
@@ -93,17 +104,14 @@ def needed_gflop(cfg: RunConfig, spec: EnvSpec) -> dict[str, float]:
     convs = _conv_flop(model.encoder, image)
     found = {"encoder": batch * ((ahead + 5) * sum(convs) - convs[0])}
     head = model.head
-    layers = (head.value_hidden, head.advantage_hidden, head.value, head.advantage)
-    q_flop = sum(_linear_flop(layer) for layer in layers if layer is not None)
+    hidden = [layer for layer in (head.value_hidden, head.advantage_hidden) if layer is not None]
     # online with gradient (3), bootstrap online, bootstrap target
-    found["Q head"] = 5 * batch * q_flop
+    found["Q head"] = 5 * batch * sum(map(_linear_flop, (*hidden, head.value, head.advantage)))
     if model.transition is not None and model.predictor is not None:
         step = sum(_conv_flop(model.transition, latent, torch.zeros(1, spec.action_size)))
         found["transition"] = 3 * batch * ahead * step
-        hidden = (head.value_hidden, head.advantage_hidden)
-        sizes = [_mean_flop(layer) for layer in hidden if layer is not None]
-        # predictions are differentiated, targets are not
-        found["projection"] = 4 * batch * ahead * sum(sizes)
+        # predictions are differentiated, targets are not; neither has noise
+        found["projection"] = 4 * batch * ahead * sum(map(_mean_flop, hidden))
         found["predictor"] = 3 * batch * ahead * 2 * model.predictor.weight.numel()
     return {name: flop / 1e9 for name, flop in found.items()}
 
@@ -124,11 +132,12 @@ def _conv_flop(module: nn.Module, *inputs: torch.Tensor) -> list[float]:
     return found
 
 
-def _mean_flop(layer: nn.Module) -> float:
-    weight = layer.mu.weight if isinstance(layer, NoisyLinear) else layer.weight
-    assert isinstance(weight, torch.Tensor)
-    return 2.0 * weight.numel()
+def _mean_flop(layer: NoisyLinear | PlainLinear) -> float:
+    """Operations of a layer without noise for one row."""
+    plain = layer.mu if isinstance(layer, NoisyLinear) else layer
+    return 2.0 * plain.weight.numel()
 
 
-def _linear_flop(layer: nn.Module) -> float:
+def _linear_flop(layer: NoisyLinear | PlainLinear) -> float:
+    """Operations for one row with the layer's noise, if it has any: a second product."""
     return _mean_flop(layer) * (2 if isinstance(layer, NoisyLinear) else 1)

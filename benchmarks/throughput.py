@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +36,13 @@ from reverie.benchmarks.speed_parts import (
     time_worlds,
 )
 from reverie.benchmarks.speed_report import tables
-from reverie.benchmarks.speed_spr import needed_gflop, random_transitions, time_transitions
+from reverie.benchmarks.speed_spr import (
+    EPISODE,
+    FromReplay,
+    needed_gflop,
+    random_transitions,
+    time_transitions,
+)
 from reverie.envs.specs import EnvSpec
 
 
@@ -51,6 +58,8 @@ class SpeedOptions:
     """B: windows or transitions per update; none: the agent's preset."""
     length: int | None = None
     """T: rows per window; none: the agent's preset."""
+    frames: int = 100_000
+    """Rows of the replay of an SPR agent; the default is a whole Atari 100k run."""
     image_size: int | None = None
     """Height and width of the images; none: the agent's preset."""
     actions: int = 6
@@ -100,11 +109,12 @@ def settings(options: SpeedOptions) -> tuple[RunConfig, EnvSpec]:
         ConfigError: unknown names, or numbers that cannot work.
     """
     least = {"repeats": 1, "actions": 1, "num_envs": 1}
-    least |= {"length": 4} if family(options.agent) != "spr" else {}
+    least |= {"frames": EPISODE} if family(options.agent) == "spr" else {"length": 4}
+    given = {name: getattr(options, name) for name in least}
     small = [
-        f"--{name}: expected at least {bound}, found {getattr(options, name)}"
+        f"--{name}: expected at least {bound}, found {given[name]}"
         for name, bound in least.items()
-        if (getattr(options, name) or bound) < bound or getattr(options, name) == 0
+        if given[name] is not None and given[name] < bound
     ]
     if small:
         raise ConfigError(small)
@@ -120,8 +130,8 @@ def settings(options: SpeedOptions) -> tuple[RunConfig, EnvSpec]:
     }
     env = {"image_size": options.image_size, "num_envs": 1}
     sections: dict[str, dict[str, Any]] = {"env": env, "train": train}
-    given = {k: {n: v for n, v in s.items() if v is not None} for k, s in sections.items()}
-    cfg = resolve({"agent": options.agent, "size": options.size, **given})
+    chosen = {k: {n: v for n, v in s.items() if v is not None} for k, s in sections.items()}
+    cfg = resolve({"agent": options.agent, "size": options.size, **chosen})
     side, channels = cfg.env.image_size, 1 if family(options.agent) == "spr" else 3
     spec = EnvSpec("bench/random", options.actions, not options.continuous, (side, side, channels))
     return cfg, spec
@@ -133,6 +143,10 @@ def build(cfg: RunConfig, spec: EnvSpec, compile_mode: str) -> Agent:
     return build_agent(spec, replace(cfg, train=train))
 
 
+def _itself(agent: Agent) -> Agent:
+    return agent
+
+
 def measure_all(options: SpeedOptions) -> dict[str, Any]:
     """Every result as JSON values."""
     cfg, spec = settings(options)
@@ -142,16 +156,18 @@ def measure_all(options: SpeedOptions) -> dict[str, Any]:
     rows, length, side = cfg.train.batch_size, cfg.train.batch_length, cfg.env.image_size
     shown = asdict(replace(options, batch=rows, length=length, image_size=side))
     results: dict[str, Any] = {"options": json.loads(json.dumps(shown, default=str))}
+    whole: Callable[[Agent], Any] = _itself
     if family(cfg.agent) == "spr":
-        replay = random_transitions(cfg, spec, device=device)
+        replay = random_transitions(cfg, spec, device=device, frames=options.frames)
         batch = replay.sample(rows, 1, np.random.default_rng(0))
         results["replay"] = time_transitions(replay, rows)
         results["needed_gflop"] = needed_gflop(cfg, spec)
+        whole = functools.partial(FromReplay, replay=replay, rows=rows)
     else:
         batch = random_batch(spec, rows, length, device=device)
         results["replay"] = time_replay(spec, rows, length, device=device)
     with memory_advice(cfg):
-        results |= measure_update(options, cfg, spec, batch)
+        results |= measure_update(options, cfg, spec, batch, whole)
     results["environments"] = [
         time_env(task, options.num_envs, image_size=side) for task in options.task
     ]
@@ -166,14 +182,21 @@ def measure_all(options: SpeedOptions) -> dict[str, Any]:
 
 
 def measure_update(
-    options: SpeedOptions, cfg: RunConfig, spec: EnvSpec, batch: TensorDict
+    options: SpeedOptions,
+    cfg: RunConfig,
+    spec: EnvSpec,
+    batch: TensorDict,
+    whole: Callable[[Agent], Any],
 ) -> dict[str, Any]:
-    """Counts and times of one update; `clock` is the one that the device is judged by."""
+    """Counts and times of one update; `clock` is the one that the device is judged by.
+
+    `whole` makes an agent's update all that the trainer does for one.
+    """
     device = torch.device(batch["reward"].device)
     clock = "cpu_s" if device.type == "cpu" else "wall_s"
-    eager = build(cfg, spec, "off")
+    eager = whole(build(cfg, spec, "off"))
     counts = count_update(eager, batch)
-    agent = eager if options.compile == "off" else build(cfg, spec, options.compile)
+    agent = eager if options.compile == "off" else whole(build(cfg, spec, options.compile))
     phases = options.compile != "graph"
     timed = time_updates(agent, batch, options.repeats, clock=clock, phases=phases)
     results: dict[str, Any] = {"clock": clock, "counts": counts, **timed}
@@ -186,6 +209,6 @@ def measure_update(
     results["matmul_fraction"] = counts["total"]["gflop"] / seconds / rate
     if options.compare:
         results["compare"] = compare_compiled(
-            lambda mode: build(cfg, spec, mode), batch, options.repeats, clock=clock
+            lambda mode: whole(build(cfg, spec, mode)), batch, options.repeats, clock=clock
         )
     return results

@@ -10,7 +10,7 @@ import numpy as np
 from reverie.envs.single import Arrival, Obs
 from reverie.envs.specs import Array, EnvSpec
 
-CATCH_GRID = 12
+CATCH_GRID = 8
 """Cells in a row and in a column; an episode takes one step less."""
 
 CATCH_PADDLE = 2

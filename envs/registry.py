@@ -161,7 +161,7 @@ def _settings(
     time_limit: int | None,
     on_invalid: OnInvalid,
 ) -> EnvSettings:
-    _require_known(task)
+    require_known(task)
     repeat = REPEATS.get(task.split("/")[0], 1) if action_repeat is None else action_repeat
     numbers = {"image_size": image_size, "action_repeat": repeat, "time_limit": time_limit}
     for field, value in numbers.items():
@@ -187,7 +187,8 @@ def _with_atari(settings: EnvSettings, **chosen: Any) -> EnvSettings:
     return replace(settings, **chosen)
 
 
-def _require_known(task: str) -> None:
+def require_known(task: str) -> None:
+    """Raise `EnvError` with the nearest names, unless a task of that name can be built."""
     suite, _, name = task.partition("/")
     if suite in ("gym", "atari") and name:
         return  # their own registries know the names

@@ -323,6 +323,34 @@ def test_fault_20_out_of_memory_says_the_need_and_the_flags() -> None:
         raise KeyError("passes through")
 
 
+@pytest.mark.parametrize(("agent", "batch"), [("spr", 32), ("bbf", 64)])
+def test_fault_20_the_advice_suits_an_agent_that_draws_transitions(agent: str, batch: int) -> None:
+    own = {"agent": agent, "task": "atari/pong", "train": {"batch_size": batch}}
+    cfg = resolve(own)
+    with pytest.raises(devices.DeviceMemoryError) as caught, devices.memory_advice(cfg):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    shown = str(caught.value)
+    assert f"an update of {batch} transitions at size S" in shown and "windows" not in shown
+    for part in (
+        "--replay.capacity 60000",
+        "--train.precision bf16",
+        f"--train.batch-size {batch // 2}",
+    ):
+        assert part in shown
+    for refused in ("--replay.storage", "batch norm", "XS", "XL"):
+        assert refused not in shown, refused
+    # what is advised is accepted
+    flags = ["--replay.capacity", "60000", "--train.batch-size", str(batch // 2), "--size", "nano"]
+    config_from_args(["--task", "atari/pong", *flags], agent=agent)
+
+
+def test_fault_19_no_storage_is_named_that_the_agent_refuses(tmp_path: Path) -> None:
+    cfg = resolve({"agent": "spr", "task": "atari/pong", "replay": {"capacity": 10**9}})
+    with pytest.raises(ConfigError) as caught:
+        budget.check_replay_fits(cfg, tmp_path)
+    assert "--replay.capacity" in str(caught.value) and "memmap" not in str(caught.value)
+
+
 def test_the_registry_passes_every_setting_on(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

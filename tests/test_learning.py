@@ -1,15 +1,20 @@
-"""Small agents that must learn: one batch by heart, a ring of three positions by its actions."""
+"""Small agents that must learn: one batch by heart, a ring of three positions, to catch a ball."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from small_agent import CFG, MODEL, B, T, agent, batch
 from tensordict import TensorDict
 
+from reverie.agents.evaluate import evaluate
 from reverie.agents.mudreamer_config import OptimConfig
+from reverie.agents.resolve import resolve
+from reverie.agents.trainer import build_env, train
 
 
 @pytest.mark.learn
@@ -54,3 +59,25 @@ def test_trap_25_permuted_actions_raise_the_loss() -> None:
         reports = [player.report(world(late=late)) for _ in range(4)]
         ratios.append(sum(r["health/action_shuffle_ratio"].item() for r in reports) / 4)
     assert ratios[0] > 2.0 and ratios[1] < 1.5, ratios
+
+
+@pytest.mark.learn
+@pytest.mark.slow
+def test_spr_learns_to_catch(tmp_path: Path) -> None:
+    own = {
+        "agent": "spr",
+        "run": str(tmp_path / "run"),
+        "env": {"image_size": 32},
+        "train": {"steps": 1100, "prefill": 300, "eval_every": 0, "eval_episodes": 192},
+        "spr": {
+            "model": {"encoder": "nature_same"},
+            "augment": {"shift": 1},
+            "optim": {"lr": 1e-3},
+        },
+    }
+    cfg = resolve(own, configs=["catch"])
+    assert train(cfg) == 0
+    score = json.loads((tmp_path / "run" / "status.json").read_text())["evaluation"]["mean"]
+    env = build_env(cfg, "eval", 16)
+    blind = evaluate(None, env, episodes=192, seed=0, control="random")["mean"]
+    assert blind < -0.4 and score > blind + 0.4, (score, blind)

@@ -164,6 +164,10 @@ def test_dueling_mean_is_the_value_and_the_gradient_into_the_latent_is_scaled() 
     torch.testing.assert_close(logits.mean(1), value)
     scaled = torch.autograd.grad(value.sum(), latent)[0] / math.sqrt(2)
     torch.testing.assert_close(torch.autograd.grad(logits.mean(1).sum(), latent)[0], scaled)
+    one = DuelingC51(7, 3, replace(MODEL, head="shared", noisy=False))
+    value = one.value(torch.relu(one.value_hidden(latent)))
+    whole = torch.autograd.grad(value.sum(), latent)[0]
+    torch.testing.assert_close(torch.autograd.grad(one(latent).mean(1).sum(), latent)[0], whole)
 
 
 def test_projection_is_both_hidden_layers_without_noise_and_relu() -> None:

@@ -45,10 +45,11 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     status = read_status(tmp_path)
     assert (status["state"], status["steps"]) == ("done", 240)
     assert 240 <= status["step"] < 242
-    metrics = read_jsonl(tmp_path / "metrics.jsonl")
+    metrics = list(read_jsonl(tmp_path / "metrics.jsonl"))
     evaluations = [row for row in metrics if "eval/mean" in row]
     assert len(evaluations) == 3 and evaluations[-1]["step"] == status["step"]
     losses = [row for row in metrics if "loss/total" in row]
+    assert losses
     assert [row["count/updates"] for row in losses] == list(range(10, 100, 10))[: len(losses)]
     episodes = read_jsonl(tmp_path / "episodes.jsonl")
     assert {episode["purpose"] for episode in episodes} == {"train", "eval"}

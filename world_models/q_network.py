@@ -85,9 +85,11 @@ class DuelingC51(nn.Module):
         """Logits [N, A, K] of the return distribution of every action for latents [N, D].
 
         `noise` [noise_size] is standard normal, one draw for all rows; None: mean weights.
-        gradient: to latent, scaled by 1 / sqrt(2) as dueling networks do.
+        gradient: to latent, scaled by 1 / sqrt(2) where two separate streams read it (dueling).
         """
-        x = latent.detach() + (latent - latent.detach()) / math.sqrt(2.0)
+        x = latent
+        if self.advantage_hidden is not None:
+            x = latent.detach() + (latent - latent.detach()) / math.sqrt(2.0)
         value_noise, advantage_noise, value_out, advantage_out = self._split(noise)
         hidden = F.relu(self.value_hidden(x, value_noise))
         other = hidden
