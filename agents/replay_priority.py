@@ -233,7 +233,7 @@ class PriorityReplay(Replay):
         return rows.gather(1, frames.flatten(1)).view_as(frames).masked_fill_(older, self._blank)
 
     def _frames(self, rows: Tensor) -> Tensor:
-        """Frames [*, H, W, C] of ring rows [*], in one buffer: fresh memory costs more than a copy."""
+        """Frames [*, H, W, C] of ring rows [*], in one buffer: fresh memory costs as much again."""
         flat = self._flat["image"]
         shape = (*rows.shape, *flat.shape[1:])
         if shape not in self._buffers:
