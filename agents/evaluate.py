@@ -75,6 +75,8 @@ def evaluate(
             else:
                 scores[slot].append(float(score[slot]))
                 lengths[slot].append(int(length[slot]))
+                if len(scores[slot]) == quota:
+                    env.retire(slot)
     return {
         **_summary(scores, lengths, env.spec),
         "control": control,

@@ -179,17 +179,22 @@ class AtariVec(SlotVec):
     def _advance(self, seeds: Sequence[int | None], action: Array) -> Step:
         resets = np.array([seed is not None for seed in seeds])
         row = self._play(action, resets)
-        if resets.any():
-            self._begin(row, resets, [seed for seed in seeds if seed is not None])
+        # a keyed reset loads the game anew, 0.1 s each: only for those who will see it
+        seen = resets & ~self._retired
+        if seen.any():
+            keys = [s for s, go in zip(seeds, seen, strict=True) if go and s is not None]
+            self._begin(row, seen, keys)
         return row
 
     def _replay(self, seeds: Sequence[int], actions: Sequence[Array]) -> Step:
         everyone = np.ones(self.num_envs, np.bool_)
         row = _blank(self.num_envs, self.spec)
+        longest = max(len(log) for log in actions)
         if not self._started:  # a masked reset has to follow a full one
             self._started = True
             self._begin(row, everyone, list(seeds))
-        longest = max(len(log) for log in actions)
+            if longest == 0:
+                return row
         waits = np.array([longest - len(log) for log in actions])
         for t in range(longest + 1):
             if t > 0:

@@ -86,6 +86,10 @@ class VecEnv(Protocol):
         """Begin `episodes[i]` in slot i, replay `actions[i]` [L_i, A], return the row reached."""
         ...
 
+    def retire(self, slot: int) -> None:
+        """Nobody reads this slot any more until `reset` or `restore`: it need not begin anew."""
+        ...
+
     def close(self) -> None:
         """Free processes and rendering contexts; safe to call twice."""
         ...

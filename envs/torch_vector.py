@@ -153,6 +153,9 @@ class TorchDots:
             row = self._arrive(first)
         return self._to_host(row)
 
+    def retire(self, slot: int) -> None:
+        """Nothing to save: all worlds are one batch."""
+
     def close(self) -> None:
         """Nothing to free but tensors."""
 

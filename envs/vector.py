@@ -75,6 +75,7 @@ class SlotVec(ABC):
         self._seed = seed
         self._purpose: Purpose = purpose
         self._ended: Array | None = None
+        self._retired: Array = np.zeros(num_envs, np.bool_)
 
     def reset(self) -> Step:
         """Begin episode 0 in every slot."""
@@ -90,6 +91,10 @@ class SlotVec(ABC):
         seeds = [self._episode_seed(i) if resets[i] else None for i in range(self.num_envs)]
         return self._row(self._advance(seeds, self._checked(action)), resets.copy())
 
+    def retire(self, slot: int) -> None:
+        """Nobody reads this slot any more until `reset` or `restore`: it need not begin anew."""
+        self._retired[slot] = True
+
     def restore(self, episodes: Sequence[int], actions: Sequence[Array]) -> Step:
         """Begin `episodes[i]` in slot i, replay `actions[i]` [L_i, A], return the row reached."""
         if len(episodes) != self.num_envs or len(actions) != self.num_envs:
@@ -98,6 +103,7 @@ class SlotVec(ABC):
                 f"{len(episodes)} and {len(actions)}."
             )
         self.episodes = np.asarray(episodes, np.int64).copy()
+        self._retired[:] = False
         seeds = [self._episode_seed(i) for i in range(self.num_envs)]
         replayed = [self._checked_log(a) for a in actions]
         first = np.array([len(a) == 0 for a in replayed])

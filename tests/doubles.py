@@ -40,6 +40,7 @@ class CountingVec:
         self.seen: list[Array] = []
         self.resets = 0
         self.closed = False
+        self.retired: list[int] = []
         self._ended = np.zeros(self.num_envs, bool)
 
     def reset(self) -> Step:
@@ -60,6 +61,9 @@ class CountingVec:
         self.episodes = np.array(episodes, np.int64)
         self.time = np.array([len(log) for log in actions], np.int64)
         return self._row(self.time == 0)
+
+    def retire(self, slot: int) -> None:
+        self.retired.append(slot)
 
     def close(self) -> None:
         self.closed = True

@@ -9,8 +9,10 @@ from runs import assert_same
 
 from reverie.agents.collector import Collector
 from reverie.agents.evaluate import EvaluationStopped, evaluate
+from reverie.envs.atari import AtariVec
 from reverie.envs.registry import make_vec
 from reverie.envs.single import episode_seed
+from reverie.envs.specs import Array, Step
 
 
 def test_trap_21_each_slot_contributes_a_fixed_number_of_episodes() -> None:
@@ -40,6 +42,34 @@ def test_trap_21_evaluation_differs_from_training_in_seeds_alone() -> None:
         for e in range(50)
     }
     assert len(set(seeds.values())) == len(seeds)
+
+
+def test_slots_are_retired_when_their_episodes_are_played() -> None:
+    env = CountingVec([[2], [30], [3]])
+    evaluate(CountingAgent(), env, episodes=6, seed=0)
+    assert env.retired == [0, 2, 1]
+
+
+@pytest.mark.atari
+def test_a_retired_game_is_not_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = make_vec("atari/pong", 2, seed=0, purpose="eval", time_limit=5)
+    begun: list[list[bool]] = []
+    begin = AtariVec._begin
+
+    def spy(self: AtariVec, row: Step, mask: Array, seeds: list[int]) -> None:
+        begun.append(mask.tolist())
+        begin(self, row, mask, seeds)
+
+    monkeypatch.setattr(AtariVec, "_begin", spy)
+    idle = np.eye(6, dtype=np.float32)[[0, 0]]
+    env.reset()
+    env.retire(0)
+    rows = [env.step(idle) for _ in range(8)]
+    assert begun == [[True, True], [False, True]], "one reset, then slot 1 alone"
+    assert rows[5].is_first.all() and rows[4].is_last.all()
+    env.reset()
+    assert begun[2:] == [[True, True]] and not env._retired.any()
+    env.close()
 
 
 def test_episodes_must_be_shared_equally() -> None:
