@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,11 +46,7 @@ class GraphedUpdate:
         generators: Sequence[torch.Generator],
         device: torch.device,
     ) -> None:
-        if device.type != "cuda":
-            raise ValueError(
-                f"compile=graph needs a CUDA device, found '{device}': "
-                "use compile=inductor or compile=off"
-            )
+        require_cuda(device)
         self._run, self._state = run, state
         self._generators = list(generators)
         self._device = device
@@ -84,6 +79,15 @@ class GraphedUpdate:
         self._graph = graph
 
 
+def require_cuda(device: torch.device) -> None:
+    """Raise ValueError where nothing can be captured."""
+    if device.type != "cuda":
+        raise ValueError(
+            f"compile=graph needs a CUDA device, found '{device}': "
+            "use compile=inductor or compile=off"
+        )
+
+
 def warm_up(
     run: Callable[[], object],
     state: Callable[[], Iterable[Tensor]],
@@ -105,12 +109,3 @@ def warm_up(
                 tensor.zero_()
     for generator, drawn in zip(generators, draws, strict=True):
         generator.set_state(drawn)
-
-
-def clone_tree(value: Any) -> Any:
-    """Deep copy of nested dicts and lists of tensors."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {k: clone_tree(v) for k, v in value.items()}
-    return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from reverie.agents.configs import RunConfig
+from reverie.agents.configs import ConfigError, RunConfig
 from reverie.agents.registry import family
 from reverie.agents.resolve import resolve, run_directory
 from reverie.envs.registry import make_vec, require_known
@@ -59,7 +59,11 @@ def launch(cfg: RunConfig, *, fresh: bool = False) -> int:
     from reverie.agents.registry import check_task
     from reverie.agents.trainer import train
 
-    resolve_device(cfg.train.device)
+    device = resolve_device(cfg.train.device)
+    if cfg.train.compile == "graph" and device.type != "cuda":
+        raise ConfigError(
+            [f"train.compile: graph needs CUDA, train.device {cfg.train.device} is {device} here"]
+        )
     spec = _spec(cfg)
     if spec is not None:
         check_task(spec, cfg)

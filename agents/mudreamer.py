@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reverie.agents.actor_critic import ActorCritic, BehaviorNoise, FrozenModel
 from reverie.agents.capture import GraphedUpdate, compile_steps
-from reverie.agents.checks import same_keys
+from reverie.agents.checks import restore_generator, same_keys
 from reverie.agents.interface import Carry, Mode
 from reverie.agents.mudreamer_config import MuDreamerConfig
 from reverie.agents.optim import ClippedAdam
@@ -294,4 +294,6 @@ class MuDreamer(LearnsFromWindows):
         for name, optimiser in self._optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
         for name, generator in self._generators.items():
-            generator.set_state(state["generators"][name].cpu())
+            restore_generator(generator, state["generators"][name])
+        if self._graph is not None:  # moments were replaced: a graph would write the old ones
+            self._graph = self._graphed()

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from reverie.agents.spr_config import SPRConfig
 from reverie.world_models.augment import ViewNoise, augment
-from reverie.world_models.losses import categorical_nll, spr_loss
+from reverie.world_models.losses import (
+    categorical_nll,
+    distribution_kl,
+    importance_weight,
+    spr_loss,
+)
 from reverie.world_models.ops import (
     categorical_projection,
     feature_std,
@@ -61,15 +66,6 @@ def view_order(predictions: int) -> list[int]:
     return [0, last, *range(1, last), last]
 
 
-def importance_weight(priority: Tensor, beta: Tensor) -> Tensor:
-    """`(p + 1e-5)^-beta` [B] of stored priorities, over the batch maximum (SPR's code).
-
-    gradient: none.
-    """
-    weight = (priority.detach() + 1e-5) ** -beta
-    return weight / weight.max()
-
-
 class QLearner:
     """`losses` of a model under one configuration; holds no state of its own."""
 
@@ -105,12 +101,10 @@ class QLearner:
             metrics |= found
         weight = importance_weight(batch["priority"], schedule.beta)
         with torch.no_grad():
-            value = (F.softmax(taken, -1) * model.atom_values).sum(-1)
-            metrics |= {"q/taken": value, "replay/weight": weight}
+            metrics |= {"q/taken": model.value(taken), "replay/weight": weight}
             metrics |= {"health/latent_std": feature_std(latent.flatten(1))}
-            measure = q_loss
-            if cfg.priority.measure == "kl":
-                measure = q_loss + (target * torch.log(target.clamp_min(1e-12))).sum(-1)
+            kl = cfg.priority.measure == "kl"
+            measure = distribution_kl(q_loss, target) if kl else q_loss
             priority = measure.clamp(1e-6, 1e6) ** cfg.priority.exponent
         scalars = {key: tensor.detach().mean() for key, tensor in metrics.items()}
         return Learned((weight * total).mean(), priority.detach(), scalars)
@@ -146,7 +140,7 @@ class QLearner:
         )
         online, target = model.online, model.q_target
         ahead = online.head(online.latent(views[1], generator).flatten(1), heads[0])
-        best = (F.softmax(ahead, -1) * model.atom_values).sum(-1).argmax(1)
+        best = model.value(ahead).argmax(1)
         bootstrap = target.head(target.latent(views[-1], generator).flatten(1), heads[1])
         prob = F.softmax(bootstrap, -1)
         chosen = prob.gather(1, best[:, None, None].expand(-1, 1, prob.shape[-1])).squeeze(1)
@@ -167,10 +161,10 @@ class QLearner:
         mask = sequence_mask(batch["is_last"][:, : count + 1])
         found = {"loss/spr": spr_loss(predicted, target, mask)}
         with torch.no_grad():
-            each = [predicted[:, k : k + 1] for k in (0, count - 1)]
-            ends = [target[:, k : k + 1] for k in (0, count - 1)]
-            ones = torch.ones_like(mask[:, :1])
-            near, far = (spr_loss(p, y, ones) for p, y in zip(each, ends, strict=True))
-            found |= {"spr/distance_first": near, "spr/distance_last": far}
+            for name, k in (("first", 0), ("last", count - 1)):
+                at = slice(k, k + 1)
+                distance = spr_loss(predicted[:, at], target[:, at], mask[:, at])
+                # of those whose target belongs to their episode
+                found[f"spr/distance_{name}"] = distance / mask[:, k].mean().clamp_min(1e-6)
             found |= {"health/projection_std": feature_std(F.normalize(target.float(), dim=-1))}
         return found

@@ -19,22 +19,18 @@ if TYPE_CHECKING:
 
 Factory = Callable[["EnvSpec", "RunConfig"], "Agent"]
 
-AGENTS: dict[str, str] = {
-    "mudreamer": "reverie.agents.registry:build_mudreamer",
-    "dreamerv3": "reverie.agents.registry:build_mudreamer",
-    "spr": "reverie.agents.registry:build_spr",
-    "spr-noaug": "reverie.agents.registry:build_spr",
-    "rainbow": "reverie.agents.registry:build_spr",
-    "sr-spr": "reverie.agents.registry:build_spr",
-    "bbf": "reverie.agents.registry:build_spr",
-}
-"""Agent name -> "module:factory"; one line makes a new agent known everywhere."""
-
 FAMILIES = {
     "mudreamer": ("mudreamer", "dreamerv3"),
     "spr": ("spr", "spr-noaug", "rainbow", "sr-spr", "bbf"),
 }
-"""Section of the settings -> agents that it configures."""
+"""Section of the settings -> agents that it configures, each with a preset agent-<name>.toml."""
+
+AGENTS: dict[str, str] = {
+    agent: f"reverie.agents.registry:build_{section}"
+    for section, members in FAMILIES.items()
+    for agent in members
+}
+"""Agent name -> "module:factory"."""
 
 
 def family(agent: str) -> str:

@@ -237,7 +237,8 @@ class PriorityReplay(Replay):
         flat = self._flat["image"]
         shape = (*rows.shape, *flat.shape[1:])
         if shape not in self._buffers:
-            self._buffers = {shape: torch.empty(shape, dtype=flat.dtype, device=flat.device)}
+            # kept for good: a captured graph goes on writing to the one it saw
+            self._buffers[shape] = torch.empty(shape, dtype=flat.dtype, device=flat.device)
         image = self._buffers[shape]
         torch.index_select(flat, 0, rows.reshape(-1), out=image.view(-1, *flat.shape[1:]))
         return image

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import Tensor
 
-from reverie.agents.capture import GraphedUpdate
-from reverie.agents.checks import same_keys
+from reverie.agents.capture import GraphedUpdate, require_cuda
+from reverie.agents.checks import restore_generator, same_keys
 from reverie.agents.interface import Carry, Mode
 from reverie.agents.optim import ClippedAdam
 from reverie.agents.q_learning import Learned, QLearner, Schedule, UpdateNoise
@@ -27,7 +27,8 @@ from reverie.agents.spr_config import SPRConfig
 from reverie.agents.spr_schedule import horizon, importance_exponent, reset_due, shrink_and_perturb
 from reverie.envs.specs import EnvSpec
 from reverie.world_models.augment import draw_views
-from reverie.world_models.ops import effective_rank
+from reverie.world_models.losses import spr_loss
+from reverie.world_models.ops import effective_rank, sequence_mask
 from reverie.world_models.spr import SPRModel, to_planes
 
 Compile = Literal["off", "inductor", "graph"]
@@ -75,7 +76,10 @@ class SPR:
             )
         )
         self._graphs = compile == "graph"
+        if self._graphs:
+            require_cuda(self.device)
         self._graph: GraphedUpdate | None = None
+        self._graph_replay: PriorityReplay | None = None
         self._graph_batch: TensorDict | None = None
 
     def _fresh_model(self, seed: int) -> SPRModel:
@@ -129,7 +133,7 @@ class SPR:
         network = self.model.online if self.cfg.act_with == "online" else self.model.q_target
         latent = network.latent(to_planes(frames).float() / 255.0).flatten(1)
         logits = network.head(latent, self.head_noise if mode == "train" else None)
-        index = (F.softmax(logits, -1) * self.model.atom_values).sum(-1).argmax(1)
+        index = self.model.value(logits).argmax(1)
         if mode == "eval":
             index = self._sometimes_random(index)
         action = F.one_hot(index, self.spec.action_size).float()
@@ -162,8 +166,8 @@ class SPR:
         if not self._graphs:
             metrics = self._draw_and_learn(replay, uniform)
         else:
-            if self._graph is None:
-                self._graph = self._graphed(replay)
+            if self._graph is None or self._graph_replay is not replay:
+                self._graph, self._graph_replay = self._graphed(replay), replay
             found = self._graph({"uniform": uniform})
             metrics = {key: value.clone() for key, value in found.items()}
         assert self._graph_batch is not None
@@ -270,7 +274,7 @@ class SPR:
     def examine(
         self, replay: PriorityReplay, rng: np.random.Generator, shape: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """Report on transitions that no update draws."""
+        """Report on transitions drawn as for an update, by a stream of its own."""
         return self.report(replay.sample(shape[0], 1, rng))
 
     @torch.no_grad()
@@ -287,11 +291,12 @@ class SPR:
         if count:
             target = self.model.target_projection(planes[:, 1:-1].flatten(0, 1))
             target = target.view(-1, count, target.shape[-1])
+            mask = sequence_mask(batch["is_last"][:, : count + 1])
             own, other = (
-                1.0 - F.cosine_similarity(self.model.predict(latent, action), target, dim=-1)
+                spr_loss(self.model.predict(latent, action), target, mask).mean()
                 for action in (batch["action"], batch["action"].roll(1, 0))
             )
-            found["health/action_shuffle_ratio"] = other.mean() / own.mean()
+            found["health/action_shuffle_ratio"] = other / own
         return found
 
     # state
@@ -316,6 +321,8 @@ class SPR:
         for name, optimiser in self._optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
         for name, generator in self._generators.items():
-            generator.set_state(state["generators"][name].cpu())
+            restore_generator(generator, state["generators"][name])
+        # moments were replaced: a captured graph would write the old ones
+        self._graph = None
         self.head_noise.copy_(state["head_noise"])
         self.updates = int(state["updates"])

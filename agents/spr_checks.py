@@ -9,8 +9,9 @@ NATURE_PIXELS = 36
 
 
 def spr_window_rows(cfg: RunConfig) -> int:
-    """Rows of one slot before its first transition can be drawn: margin, and the row itself."""
-    return cfg.spr.max_n_step + cfg.spr.model.predictions + 3
+    """Rows of one slot that surely hold transitions: their stacks, and the margin behind them."""
+    model = cfg.spr.model
+    return cfg.spr.max_n_step + model.predictions + model.history + 3
 
 
 def spr_problems(cfg: RunConfig) -> list[str]:
@@ -31,6 +32,11 @@ def spr_problems(cfg: RunConfig) -> list[str]:
         problems.append(
             f"replay.storage: {cfg.agent} stacks frames where it learns, expected device, found "
             f"{cfg.replay.storage}"
+        )
+    if model.dropout and cfg.train.compile == "inductor":
+        problems.append(
+            "train.compile: inductor cannot compile dropout, whose masks are drawn as the layers "
+            "run; use off or graph"
         )
     if len(model.channels) != 3:
         problems.append(f"spr.model.channels: expected three numbers, found {model.channels}")

@@ -14,12 +14,13 @@ COMMANDS = {
     "tasks": ("tasks", "list tasks, agents, sizes and presets"),
     "doctor": ("doctor", "check rendering, ROMs, device and versions, with the fix for each"),
     "bench speed": ("throughput", "measure updates, environment steps and replay windows"),
-    "bench curves": ("curves", "plot a metric of several runs, with its numbers as JSON"),
+    "bench curves": ("curves", "compare a metric over seeds and agents, with intervals"),
 }
 """Words of a subcommand -> (module of reverie.benchmarks with `main(args)`, summary)."""
 
 EXAMPLES = """examples:
   reverie train mudreamer --task dmc/walker_walk --size S --seed 0
+  reverie train spr --task atari/pong --budget 100k --seed 0
   reverie train dreamerv3 --task atari/pong --train.device cuda --train.precision bf16
   reverie train mudreamer --task toy/dot --config debug
   reverie train mudreamer --help        every setting, its meaning and its preset value

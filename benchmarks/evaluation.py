@@ -65,8 +65,8 @@ def show(
 
     Args:
         run: run directory, as training printed it.
-        episodes: full episodes, shared equally by parallel slots; none: as many as the run's last
-            evaluation, whose score this repeats on the same device.
+        episodes: full episodes, shared equally by parallel slots; none: as many as at the end of
+            the run, whose score this repeats on the same device.
         controls: also play uniformly at random, with the zero action, and on blanked images.
         checkpoint: the newest one, or the one with the best evaluation during training.
         device: auto, cpu, cuda or cuda:N.

@@ -132,3 +132,12 @@ def assert_same(left: Any, right: Any, path: str = "state") -> None:
         assert left.dtype == right.dtype and np.array_equal(left, right), path
     else:
         assert left == right, (path, left, right)
+
+
+def clone_tree(value: Any) -> Any:
+    """Deep copy of nested dicts and lists of tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {k: clone_tree(v) for k, v in value.items()}
+    return value

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from runs import clone_tree
 from small_agent import CFG, MODEL, B, T, agent, assert_equal_states, batch, flat_state
 from torch import Tensor
 
 from reverie.agents.actor_critic import BehaviorNoise
-from reverie.agents.capture import clone_tree
 from reverie.world_models.rssm import Latents
 
 # acting

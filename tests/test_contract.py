@@ -12,6 +12,7 @@ from small_spr import MODEL as SMALL_SPR
 from tiny_models import TINY, model, window_rows
 from torch import Tensor
 
+from reverie.agents.registry import AGENTS
 from reverie.world_models.config import WorldModelConfig
 from reverie.world_models.core import WorldModel
 from reverie.world_models.spr import SPRModel, stack_frames
@@ -63,10 +64,16 @@ FAMILIES: dict[str, Callable[[], Case]] = {
     "mudreamer+spr": lambda: recurrent(replace(TINY, objectives=("spr",))),
     "mudreamer+barlow": lambda: recurrent(replace(TINY, objectives=("barlow",))),
     "spr": lambda: convolutional(),
+    "spr-noaug": lambda: convolutional(dropout=0.5, target_rate=0.01),
     "sr-spr": lambda: convolutional(encoder="nature_same", transition_norm="none", **LAGGING),
     "bbf": lambda: convolutional(encoder="impala", transition_norm="none", **LAGGING),
 }
 """Builder of every family; a further one is a line here."""
+
+
+def test_every_agent_that_predicts_is_held_to_the_contract() -> None:
+    # rainbow is the Q head of spr alone: it predicts no latent
+    assert set(AGENTS) - {"rainbow"} <= set(FAMILIES)
 
 
 @pytest.fixture(params=FAMILIES)

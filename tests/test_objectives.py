@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from runs import clone_tree
 from small_agent import CFG, MODEL, agent, assert_equal_states, batch, flat_state
 from tensordict import TensorDict
 from tiny_models import TINY, model, window_rows
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reverie.agents.capture import clone_tree
 from reverie.agents.collector import Collector
 from reverie.agents.configs import ConfigError
 from reverie.agents.flags import config_from_args

@@ -261,3 +261,32 @@ def test_barlow_loss_anchor_of_independent_views_and_gradients() -> None:
     constant = torch.ones(4, 3, requires_grad=True)
     (grad,) = torch.autograd.grad(losses.barlow_loss(constant, torch.randn(4, 3)), constant)
     assert torch.isfinite(grad).all()
+
+
+def test_importance_weight() -> None:
+    p = torch.tensor([0.25, 1.0, 4.0], requires_grad=True)
+    want = np.array([(x + 1e-5) ** -0.5 for x in (0.25, 1.0, 4.0)])
+    for beta in (0.5, torch.tensor(0.5)):
+        found = losses.importance_weight(p, beta)
+        np.testing.assert_allclose(found.detach(), want / want.max(), rtol=1e-6)
+        assert not found.requires_grad
+    assert torch.equal(losses.importance_weight(p, 0.0), torch.ones(3))
+
+
+def test_distribution_kl() -> None:
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 7, generator=g, requires_grad=True)
+    target = torch.rand(5, 7, generator=g).softmax(-1)
+    target[0] = torch.eye(7)[3]
+    nll = losses.categorical_nll(logits, target)
+    p = logits.detach().softmax(-1).double()
+    want = [
+        sum(float(y * torch.log(y / q)) for y, q in zip(row.double(), other, strict=True) if y > 0)
+        for row, other in zip(target, p, strict=True)
+    ]
+    found = losses.distribution_kl(nll, target)
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+    assert not found.requires_grad and bool((found > 0).all())
+    same = logits.detach().softmax(-1)
+    zero = losses.distribution_kl(losses.categorical_nll(logits, same), same)
+    np.testing.assert_allclose(zero, np.zeros(5), atol=1e-6)

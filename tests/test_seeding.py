@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from reverie.agents.checks import restore_generator
 from reverie.agents.registry import build_agent
 from reverie.agents.replay import Replay, replay_schema
 from reverie.agents.resolve import resolve
@@ -103,3 +104,17 @@ def test_trap_15_evaluation_never_starts_where_training_does() -> None:
     groups = [starts(0, "train"), starts(0, "eval"), starts(1, "train"), starts(1, "eval")]
     flat = [start for group in groups for start in group]
     assert len(set(flat)) == len(flat)
+
+
+def test_fault_20_a_stream_of_another_device_begins_anew_by_its_state() -> None:
+    own = torch.Generator().manual_seed(3)
+    kept = torch.Generator().manual_seed(9)
+    restore_generator(kept, own.get_state())
+    assert torch.equal(torch.rand(4, generator=kept), torch.rand(4, generator=own))
+    # a CUDA generator saves 16 bytes: seed and offset
+    foreign = [torch.arange(16, dtype=torch.uint8) + shift for shift in (0, 0, 1)]
+    draws = []
+    for state in foreign:
+        restore_generator(kept, state)
+        draws.append(torch.rand(4, generator=kept))
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])

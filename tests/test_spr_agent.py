@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import assert_same
+from runs import assert_same, clone_tree
 from small_spr import (
     CFG,
     MODEL,
@@ -24,8 +24,8 @@ from small_spr import (
 )
 from torch import Tensor
 
-from reverie.agents.capture import clone_tree, warm_up
-from reverie.agents.q_learning import importance_weight, view_order
+from reverie.agents.capture import warm_up
+from reverie.agents.q_learning import view_order
 from reverie.agents.spr import SPR
 from reverie.agents.spr_config import (
     AugmentConfig,
@@ -33,6 +33,7 @@ from reverie.agents.spr_config import (
     ReturnConfig,
     SPRConfig,
 )
+from reverie.world_models.losses import importance_weight
 from reverie.world_models.nets import count_parameters
 
 PLAIN = replace(CFG, augment=AugmentConfig(shift=0, intensity=0.0))
@@ -138,12 +139,6 @@ def test_loss_and_priority_equal_their_definitions() -> None:
             total[b] += 2.0 * (1.0 - cos)
     # the paper's form: minus cosine summed over k with weight 2
     torch.testing.assert_close(found.loss, (weight * (nll + total)).mean(), rtol=1e-4, atol=1e-5)
-
-
-def test_importance_weights() -> None:
-    p, beta = torch.tensor([0.25, 1.0, 4.0]), torch.tensor(0.5)
-    want = np.array([(x + 1e-5) ** -0.5 for x in (0.25, 1.0, 4.0)])
-    np.testing.assert_allclose(importance_weight(p, beta), want / want.max(), rtol=1e-6)
 
 
 def test_rewards_are_signs_in_learning_and_raw_in_replay() -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from runs import ROOT
 
 from reverie.agents import train_spr
@@ -82,7 +83,7 @@ def test_every_agent_resolves_on_games_and_toys(agent: str, size: str) -> None:
         (["--train.batch-length", "8"], "raise train.batch_size instead"),
         (["--replay.storage", "ram"], "replay.storage: spr stacks frames where it learns"),
         (["--env.image-size", "32"], "needs 36 pixels or more"),
-        (["--train.prefill", "17"], "fill no window of 18 rows; use at least 18"),
+        (["--train.prefill", "21"], "fill no window of 22 rows; use at least 22"),
     ],
 )
 def test_fault_24_what_the_family_cannot_do_is_refused(flags: list[str], message: str) -> None:
@@ -185,3 +186,18 @@ def test_an_unknown_task_leaves_no_run_behind(task: str, tmp_path: Path) -> None
     with pytest.raises(EnvError, match=r"Expected (a task|an Atari game)"):
         launch(resolve({"task": task, "run": str(run)}))
     assert not run.exists()
+
+
+def test_what_cannot_be_compiled_or_captured_is_refused_before_anything_is_built(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ConfigError, match="inductor cannot compile dropout"):
+        resolve({"agent": "spr-noaug", "task": "toy/catch", "train": {"compile": "inductor"}})
+    if torch.cuda.is_available():
+        return
+    run = tmp_path / "run"
+    for agent in ("spr", "mudreamer"):
+        own = {"agent": agent, "task": "toy/catch", "run": str(run), "train": {"compile": "graph"}}
+        with pytest.raises(ConfigError, match="graph needs CUDA"):
+            launch(resolve(own))
+        assert not run.exists()

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from runs import assert_same
+from runs import assert_same, clone_tree
 from small_spr import CFG, SHARED, agent, transitions, weights
 from torch import Tensor
 
-from reverie.agents.capture import clone_tree
 from reverie.agents.seeding import torch_seed
 from reverie.agents.spr_config import PriorityConfig, ResetConfig, ReturnConfig
 from reverie.agents.spr_schedule import horizon, importance_exponent, reset_due, since_reset

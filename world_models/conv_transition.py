@@ -30,4 +30,4 @@ class ConvTransition(nn.Module):
         planes = action[:, :, None, None].expand(-1, -1, *latent.shape[-2:])
         x = torch.cat([latent, planes.to(latent.dtype)], 1)
         x = self.norm(F.relu(self.first(x)))
-        return renormalise(F.relu(self.second(x)))
+        return renormalise(F.relu(self.second(x)).float())

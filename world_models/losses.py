@@ -83,6 +83,26 @@ def categorical_nll(logits: Tensor, target: Tensor) -> Tensor:
     return -(target.detach() * F.log_softmax(logits.float(), dim=-1)).sum(-1)
 
 
+def distribution_kl(nll: Tensor, target: Tensor) -> Tensor:
+    """`KL[y || p] = nll + sum_k y_k log y_k` [B], from the cross-entropy [B] of targets [B, K].
+
+    What SPR draws transitions by.
+    gradient: none.
+    """
+    target = target.detach()
+    log_target = torch.log(target.clamp_min(1e-12))
+    return nll.detach() + (target * log_target).sum(-1)
+
+
+def importance_weight(priority: Tensor, beta: float | Tensor) -> Tensor:
+    """`(p + 1e-5)^-beta` [B] of stored priorities [B], over the batch maximum (SPR's code).
+
+    gradient: none.
+    """
+    weight = (priority.detach() + 1e-5) ** -beta
+    return weight / weight.max()
+
+
 def barlow_loss(left: Tensor, right: Tensor, off_diagonal: float = 5e-3) -> Tensor:
     """`sum_i (1 - C_ii)^2 + l sum_{i != j} C_ij^2` [] of two views [N, D] (Barlow Twins).
 

@@ -39,8 +39,8 @@ class Network(NamedTuple):
     head: DuelingC51
 
     def latent(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Renormalised latents [N, C, h, w] of float images [N, S*C, H, W]."""
-        return renormalise(self.encoder(image, generator))
+        """Renormalised latents [N, C, h, w], float32, of float images [N, S*C, H, W]."""
+        return renormalise(self.encoder(image, generator).float())
 
 
 def stack_frames(image: Tensor, is_first: Tensor, history: int) -> Tensor:
@@ -141,6 +141,13 @@ class SPRModel(nn.Module):
         if self.q_target_encoder is not None and self.q_target_head is not None:
             ema_update(self.q_target_encoder, self.encoder, rate)
             ema_update(self.q_target_head, self.head, rate)
+
+    def value(self, logits: Tensor) -> Tensor:
+        """Expected returns [...] of logits [..., K].
+
+        gradient: to logits.
+        """
+        return (logits.softmax(-1) * self.atom_values).sum(-1)
 
     # the paper's verbs
 
