@@ -149,7 +149,11 @@ def _names(run: Path) -> Names:
     except ConfigError:  # the settings are lost, or those of another version
         return (parent.name, parent.name, str(parent), str(parent))
     settings = str(home.relative_to("runs"))
-    return (cfg.agent, home.name, settings, f"{settings} in {parent}")
+    # scores of the second Atari protocol are never shown without its name
+    mark = f" sticky {cfg.env.sticky:g}" if cfg.env.sticky else ""
+    names = (cfg.agent, home.name, settings, f"{settings} in {parent}")
+    short, middle, long, last = (name + mark for name in names)
+    return short, middle, long, last
 
 
 def _label(own: Names, groups: dict[Names, list[Path]]) -> str:

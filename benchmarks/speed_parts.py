@@ -132,28 +132,38 @@ def cold_compiler() -> Iterator[None]:
 def compare_compiled(
     build: Callable[[str], Agent], batch: TensorDict, repeats: int, *, clock: str
 ) -> dict[str, Any]:
-    """Eager and compiled updates in turn in one process, and what compiling costs at first.
+    """Eager, compiled and, on CUDA, captured updates in turn, and what compiling costs at first.
 
     `warm_first_update` is a second agent in the same process, whose kernels are on the disk.
     """
-    eager = build("off")
-    eager.update(batch)
+    agents = {"eager": build("off")}
+    if batch["reward"].is_cuda:
+        agents["graph"] = build("graph")
+    for agent in agents.values():
+        agent.update(batch)
     with cold_compiler():
         compiled = build("inductor")
         cold = elapsed(lambda: compiled.update(batch))
-        rows: dict[str, list[Times]] = {"eager": [], "inductor": []}
+        agents["inductor"] = compiled
+        rows: dict[str, list[Times]] = {name: [] for name in agents}
         for _ in range(repeats):
-            rows["eager"].append(elapsed(lambda: eager.update(batch)))
-            rows["inductor"].append(elapsed(lambda: compiled.update(batch)))
+            for name, agent in agents.items():
+                rows[name].append(elapsed(functools.partial(agent.update, batch)))
         torch._dynamo.reset()
         again = build("inductor")
         warm = elapsed(lambda: again.update(batch))
-    ratios = [b[clock] / a[clock] for a, b in zip(rows["eager"], rows["inductor"], strict=True)]
+    ratios = {
+        f"{name}_over_eager": summary(
+            [b[clock] / a[clock] for a, b in zip(rows["eager"], other, strict=True)]
+        )
+        for name, other in rows.items()
+        if name != "eager"
+    }
     return {
         "cold_first_update": cold,
         "warm_first_update": warm,
         **{name: spread(times) for name, times in rows.items()},
-        "inductor_over_eager": summary(ratios),
+        **ratios,
     }
 
 

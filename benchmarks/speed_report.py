@@ -89,9 +89,10 @@ def compare_table(results: dict[str, Any]) -> Table:
     """Eager and compiled updates that took turns in one process."""
     found, clock = results["compare"], results["clock"]
     table = Table("quantity", "value", title=f"eager and compiled in turn, {LABELS[clock]}")
-    for name in ("eager", "inductor"):
+    for name in [name for name in ("eager", "inductor", "graph") if name in found]:
         table.add_row(f"{name} update", ranged(found[name][clock], 3))
-    table.add_row("inductor / eager", ranged(found["inductor_over_eager"]))
+        if name != "eager":
+            table.add_row(f"{name} / eager", ranged(found[f"{name}_over_eager"]))
     table.add_row(
         "first update, nothing compiled, wall s", f"{found['cold_first_update']['wall_s']:.1f}"
     )

@@ -30,6 +30,7 @@ from reverie.agents.spr import SPR
 from reverie.agents.spr_config import (
     AugmentConfig,
     QOptimConfig,
+    ResetConfig,
     ReturnConfig,
     SPRConfig,
 )
@@ -254,16 +255,30 @@ def test_trap_18_warm_up_leaves_no_trace() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", ["inductor", "graph"])
-def test_captured_updates_equal_eager_ones(mode: str) -> None:
-    eager, other = agent(device="cuda"), agent(device="cuda", compile=mode)
-    replays = [filled_replay(device="cuda") for _ in range(2)]
-    for seed in range(4):
+@pytest.mark.parametrize("cfg", [CFG, replace(SHARED, reset=ResetConfig(every=3))])
+def test_captured_updates_equal_eager_ones(mode: str, cfg: SPRConfig) -> None:
+    eager, other = (agent(cfg, device="cuda", compile=m) for m in ("off", mode))
+    replays = [filled_replay(cfg, device="cuda") for _ in range(2)]
+    for seed in range(7):
         for player, replay in zip((eager, other), replays, strict=True):
             player.learn_from(replay, np.random.default_rng(seed), (B, 1))
+    torch.testing.assert_close(replays[1].tree.leaves, replays[0].tree.leaves, rtol=0.02, atol=1e-3)
     for name, value in eager.model.state_dict().items():
         torch.testing.assert_close(
             other.model.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name
         )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["off", "graph"])
+def test_an_update_never_waits_for_the_device(mode: str) -> None:
+    player, replay = agent(device="cuda", compile=mode), filled_replay(device="cuda")
+    player.learn_from(replay, np.random.default_rng(0), (B, 1))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        player.learn_from(replay, np.random.default_rng(1), (B, 1))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.slow
