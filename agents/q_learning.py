@@ -166,5 +166,10 @@ class QLearner:
                 distance = spr_loss(predicted[:, at], target[:, at], mask[:, at])
                 # of those whose target belongs to their episode
                 found[f"spr/distance_{name}"] = distance / mask[:, k].mean().clamp_min(1e-6)
-            found |= {"health/projection_std": feature_std(F.normalize(target.float(), dim=-1))}
+            unit = F.normalize(target.float(), dim=-1)
+            found["health/projection_std"] = feature_std(unit)
+            # the best constant prediction is the direction of the mean target
+            constant = 2.0 - 2.0 * unit.mean((0, 1)).norm()
+            valid = (found["loss/spr"] / mask.mean().clamp_min(1e-6)).mean()
+            found["health/prediction_ratio"] = valid / constant.clamp_min(1e-8)
         return found

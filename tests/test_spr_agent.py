@@ -322,6 +322,21 @@ def test_one_batch_is_overfitted(cfg: SPRConfig) -> None:
     assert last["loss/spr"] < 0.5 * first["loss/spr"], (first["loss/spr"], last["loss/spr"])
 
 
+@torch.no_grad()
+def test_prediction_ratio_is_the_loss_over_that_of_a_constant() -> None:
+    player, rows = agent(PLAIN), transitions()
+    rows["is_last"].fill_(False)
+    player._begin_update()
+    noise = player.draw_noise()
+    found = player._losses(dict(rows.items()), noise, player.head_noise, player._schedule).metrics
+    planes = rows["image"][:, 1:-1].flatten(0, 1).movedim(-1, -3).flatten(1, 2).float() / 255
+    unit = torch.nn.functional.normalize(player.model.target_projection(planes), dim=-1)
+    best = torch.nn.functional.normalize(unit.mean(0), dim=0)
+    constant = (unit - best).square().sum(-1).mean()
+    ratio = found["loss/spr"] / constant
+    torch.testing.assert_close(found["health/prediction_ratio"], ratio, rtol=1e-3, atol=0.0)
+
+
 def test_report_has_rank_and_shuffle_ratio_and_changes_nothing() -> None:
     player, replay = agent(), filled_replay()
     before = clone_tree(player.state_dict())
