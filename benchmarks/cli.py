@@ -15,6 +15,7 @@ COMMANDS = {
     "doctor": ("doctor", "check rendering, ROMs, device and versions, with the fix for each"),
     "bench speed": ("throughput", "measure updates, environment steps and replay windows"),
     "bench curves": ("curves", "compare a metric over seeds and agents, with intervals"),
+    "bench verify": ("verify", "hold finished SPR runs of Atari 100k against 100 published ones"),
 }
 """Words of a subcommand -> (module of reverie.benchmarks with `main(args)`, summary)."""
 

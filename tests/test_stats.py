@@ -1,11 +1,15 @@
-"""Intervals over seeds: against every sample there is, against theory, and their symmetries."""
+"""Statistics: against every sample there is, theory, rliable's numbers, and their symmetries."""
 
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from reverie.benchmarks import stats
 from reverie.benchmarks.stats import (
@@ -13,8 +17,18 @@ from reverie.benchmarks.stats import (
     bootstrap,
     bootstrap_difference,
     bootstrap_mean_interval,
+    check_matrix,
+    human_normalised,
+    improvement_probability,
+    iqm,
     mean,
+    mean_over_games,
+    median_over_games,
+    optimality_gap,
     percentile_interval,
+    performance_profile,
+    stratified_bootstrap,
+    stratified_interval,
 )
 
 THREE = np.array([1.0, 2.0, 6.0])
@@ -173,3 +187,183 @@ def test_bootstrap_difference_takes_any_statistic() -> None:
         THREE, np.zeros(2), statistic=lambda samples: samples.max(1)
     )
     assert gap == 6.0 and interval.high == 6.0 and interval.low >= 1.0
+
+
+# runs x games
+
+I5, I4, J = np.arange(5)[:, None], np.arange(4)[:, None], np.arange(8)[None]
+FIVE = ((3 * I5 + 5 * J) % 13) / 10
+FOUR = ((3 * I4 + 5 * J + 2 * I4 * J) % 13) / 10
+"""Two small matrices [runs, games] that rliable 1.2.0 was asked about."""
+
+MATRICES = st.tuples(st.integers(1, 6), st.integers(1, 7)).flatmap(
+    lambda shape: arrays(np.float64, shape, elements=st.floats(-50, 50, width=32))
+)
+OVER_GAMES = (mean_over_games, median_over_games, iqm, optimality_gap)
+
+
+@pytest.mark.parametrize(
+    ("scores", "median", "middle", "centre", "gap"),
+    [(FIVE, 0.57, 0.595, 0.595, 0.4275), (FOUR, 0.5875, 0.65, 0.65, 0.38125)],
+)
+def test_aggregates_are_those_of_rliable(
+    scores: stats.Array, median: float, middle: float, centre: float, gap: float
+) -> None:
+    found = [float(statistic(scores)) for statistic in OVER_GAMES]
+    np.testing.assert_allclose(found, [centre, median, middle, gap], rtol=0, atol=1e-12)
+
+
+def test_improvement_probability_is_that_of_rliable() -> None:
+    assert improvement_probability(FIVE, FOUR) == pytest.approx(0.4375, abs=1e-12)
+    assert improvement_probability(FOUR, FIVE) == pytest.approx(0.5625, abs=1e-12)
+    assert improvement_probability(FIVE, FIVE) == pytest.approx(0.5, abs=1e-12)
+
+
+def test_improvement_probability_counts_pairs_by_hand() -> None:
+    # first game 1 win, 1 tie, 2 losses of 4; second game all won
+    x, y = np.array([[1.0, 9.0], [3.0, 8.0]]), np.array([[3.0, 1.0], [2.0, 2.0]])
+    assert improvement_probability(x, y) == pytest.approx((1.5 / 4 + 1.0) / 2)
+    many = improvement_probability(np.stack([x, y]), np.stack([y, x]))
+    assert many.tolist() == pytest.approx([0.6875, 0.3125])
+
+
+def test_human_normalised() -> None:
+    random, human = np.array([10.0, -20.7]), np.array([30.0, 14.6])
+    found = human_normalised(np.array([[10.0, 14.6], [50.0, -20.7]]), random, human)
+    np.testing.assert_allclose(found, [[0, 1], [2, 0]], rtol=0, atol=1e-15)
+    with pytest.raises(AssertionError, match="measures nothing"):
+        human_normalised(random, random, random)
+
+
+@pytest.mark.parametrize("count", range(1, 13))
+def test_iqm_leaves_out_the_floor_of_a_quarter_at_either_end(count: int) -> None:
+    values = 2.0 ** np.arange(count)
+    cut = int(0.25 * count)
+    assert iqm(values[::-1, None]) == pytest.approx(
+        sum(values[cut : count - cut]) / (count - 2 * cut)
+    )
+
+
+def test_iqm_is_over_runs_and_not_over_their_means() -> None:
+    scores = np.array([[0.0, 1, 1, 1], [10.0, 1, 1, 1]])
+    assert iqm(scores) == 1.0 and mean_over_games(scores) == 2.0
+    scores[:, 1] = 0.0, 8.0
+    # sorted 0 0 1 1 1 1 8 10 against means 1 1 4 5
+    assert iqm(scores) == 1.0 and iqm(scores.mean(0, keepdims=True)) == 2.5
+
+
+def test_optimality_gap_has_any_target() -> None:
+    assert optimality_gap(np.array([[0.5, 3.0]])) == 0.25
+    assert optimality_gap(np.array([[0.5, 3.0]]), target=2.0) == 0.75
+
+
+@given(scores=MATRICES, seed=st.integers(0, 99))
+def test_aggregates_do_not_see_the_order_of_runs(scores: stats.Array, seed: int) -> None:
+    shuffled = np.random.default_rng(seed).permuted(scores, axis=0)  # every game by itself
+    for statistic in OVER_GAMES:
+        assert statistic(shuffled) == pytest.approx(statistic(scores), rel=0, abs=1e-12)
+    assert stratified_interval(shuffled, resamples=20) == stratified_interval(scores, resamples=20)
+
+
+@given(scores=MATRICES)
+def test_iqm_lies_between_the_quartiles(scores: stats.Array) -> None:
+    low, high = np.quantile(scores, (0.25, 0.75))
+    assert low - 1e-9 <= iqm(scores) <= high + 1e-9
+
+
+@given(scores=MATRICES)
+def test_functions_of_samples_are_those_of_each(scores: stats.Array) -> None:
+    both = np.stack([scores, scores[::-1] * 2 + 1])
+    for statistic in OVER_GAMES:
+        np.testing.assert_allclose(statistic(both), [statistic(s) for s in both], atol=1e-12)
+
+
+@given(scores=MATRICES)
+def test_performance_profile_falls_from_one_to_zero(scores: stats.Array) -> None:
+    thresholds = np.linspace(-51, 51, 30)
+    shares = performance_profile(scores, thresholds)
+    assert shares[0] == 1.0 and shares[-1] == 0.0 and (np.diff(shares) <= 0).all()
+
+
+def test_performance_profile_is_of_runs_and_strictly_above() -> None:
+    scores = np.array([[0.0, 1.0], [1.0, 4.0]])
+    assert performance_profile(scores, np.array([-1.0, 0.0, 1.0, 3.0])).tolist() == [
+        1,
+        0.75,
+        0.25,
+        0.25,
+    ]
+    drawn = stratified_bootstrap(
+        scores,
+        np.random.default_rng(0),
+        statistic=lambda s: performance_profile(s, np.array([0.0, 1.0])),
+        resamples=50,
+    )
+    assert drawn.shape == (50, 2)
+
+
+# their intervals
+
+
+def test_stratified_bootstrap_has_the_distribution_of_all_samples() -> None:
+    scores = np.array([[0.0, 10.0], [1.0, 30.0]])
+    rng = np.random.default_rng(0)
+    drawn = stratified_bootstrap(scores, rng, statistic=mean_over_games, resamples=20_000)
+    # each game by itself: means 0, 1/2, 1 and 10, 20, 30 with shares 1/4, 1/2, 1/4
+    shares = {0.0: 0.25, 0.5: 0.5, 1.0: 0.25}
+    for (one, p), (two, q) in itertools.product(shares.items(), repeat=2):
+        value = (one + 10 + 20 * two) / 2
+        assert np.isclose(drawn, value).mean() == pytest.approx(p * q, abs=0.01)
+
+
+def test_stratified_interval_shrinks_with_the_root_of_the_runs() -> None:
+    widths = {}
+    for runs in (10, 160):
+        scores = normal(runs, shape=(26,))
+        widths[runs] = width(stratified_interval(scores, statistic=mean_over_games))
+    assert widths[10] / widths[160] == pytest.approx(4.0, rel=0.2)
+    assert widths[10] == pytest.approx(2 * 1.96 / np.sqrt(260), rel=0.2)
+    assert width(stratified_interval(normal(160, shape=(26,)))) < width(stratified_interval(FIVE))
+
+
+def test_stratified_interval_of_one_run_is_a_point() -> None:
+    low, high = stratified_interval(FIVE[:1])
+    assert low == high == iqm(FIVE[:1])
+
+
+def test_the_seed_decides_the_stratified_interval_and_blocks_change_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = stratified_interval(FIVE, statistic=mean_over_games)
+    assert whole == stratified_interval(FIVE, statistic=mean_over_games, seed=0)
+    assert whole != stratified_interval(FIVE, statistic=mean_over_games, seed=1)
+    monkeypatch.setattr(stats, "BLOCK", 100)
+    assert whole == stratified_interval(FIVE, statistic=mean_over_games)
+
+
+# what is no matrix of runs and games
+
+
+def test_check_matrix_takes_what_fits() -> None:
+    found = check_matrix([[1, 2, 3], [4, 5, 6]], runs=2, games=3)
+    assert found.dtype == np.float64 and found.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.zeros((3, 2)), r"found shape \[3, 2\]; the axes are swapped"),
+        (np.zeros((200, 3)), "200 rows are 2 runs of 100 episodes"),
+        (np.zeros((2, 3, 100)), "episodes or checkpoints are no runs"),
+        (np.zeros((2, 4)), r"expected scores \[runs, games\] = \[2, 3\], found shape \[2, 4\]$"),
+        (np.zeros((3, 3)), r"found shape \[3, 3\]$"),
+        (np.zeros(6), r"found shape \[6\]$"),
+        ([[1.0, 2.0, 3.0], [4.0, 5.0]], "ragged rows"),
+        ([[1.0, 2.0, [3.0, 4.0]], [4.0, 5.0, 6.0]], "average the episodes"),
+        ([["a", "b", "c"], ["d", "e", "f"]], "no numbers"),
+        ([[1.0, np.nan, 0.0], [1.0, 2.0, np.inf]], r"finite .* \[\[0, 1\], \[1, 2\]\]"),
+    ],
+)
+def test_check_matrix_says_what_is_wrong(rows: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_matrix(rows, runs=2, games=3)
