@@ -213,6 +213,8 @@ class Trainer:
         if count <= self.evaluated["count"] and not over:
             return
         episodes = final_episodes(self.cfg) if over else cfg.eval_episodes
+        if over:
+            self.progress.note(f"budget spent; the final score takes {episodes} episodes")
         try:
             result = evaluate(
                 self.agent,
