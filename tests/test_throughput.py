@@ -27,7 +27,7 @@ NANO = SpeedOptions(size="nano", batch=8, length=32, image_size=32, continuous=T
 
 def counted(options: SpeedOptions) -> dict[str, dict[str, float]]:
     cfg, spec = settings(options)
-    batch = random_batch(spec, options.batch, options.length, device="cpu")
+    batch = random_batch(spec, cfg.train.batch_size, cfg.train.batch_length, device="cpu")
     return count_update(build(cfg, spec, "off"), batch)
 
 
@@ -91,7 +91,7 @@ def test_an_inner_phase_pauses_the_outer_one() -> None:
 def test_measuring_changes_neither_the_agent_nor_the_update() -> None:
     options = _tiny()
     cfg, spec = settings(options)
-    batch = random_batch(spec, options.batch, options.length, device="cpu")
+    batch = random_batch(spec, cfg.train.batch_size, cfg.train.batch_length, device="cpu")
     plain, timed, counted_too = (build(cfg, spec, "off") for _ in range(3))
     for _ in range(2):
         plain.update(batch)
