@@ -1,4 +1,8 @@
-"""Sum tree on any device: leaves drawn in proportion to their values, in a handful of kernels."""
+"""Sum tree on any device: leaves drawn in proportion to their values, in a handful of kernels.
+
+TorchRL has one as a compiled extension for the host, which does not load with torch 2.13
+("SumSegmentTreeFp32 is not available"); drawing on the device needs another in any case.
+"""
 
 from __future__ import annotations
 
