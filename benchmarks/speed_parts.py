@@ -172,7 +172,8 @@ def time_replay(
 ) -> dict[str, Any]:
     """Time to draw one batch of windows, in turn with one plain copy of as many bytes.
 
-    The ring is larger than the caches; the copy is the least that any sampler costs.
+    The ring is larger than the caches; the copy is the least that any sampler costs, and leaves
+    nothing of the batch's memory in them. Afterwards as many draws follow each other alone.
     """
     slots, size = 4, max(2048, 2 * length)
     storage: Storage = "device" if device.type == "cuda" else "ram"
@@ -197,10 +198,12 @@ def time_replay(
         part = source[turn % len(source)]
         copying.append(elapsed(functools.partial(np.copyto, target, part)))
     times = spread(drawing)
+    alone = [elapsed(lambda: replay.sample(batch, length, rng)) for _ in range(draws)]
     return {
         "rows": slots * size,
         "storage": storage,
         "sample": times,
+        "sample_alone": spread(alone),
         "copy_of_as_many_bytes": spread(copying),
         "windows_per_s": batch / times["wall_s"]["median"],
     }

@@ -106,6 +106,7 @@ def rate_table(results: dict[str, Any]) -> Table:
     replay = results["replay"]
     labels = {
         "sample": "one batch",
+        "sample_alone": "one batch, copies left out",
         "copy_of_as_many_bytes": "a plain copy",
         "add": "one new row",
         "set_priority": "its new priorities",

@@ -185,9 +185,10 @@ def test_fault_16_a_poisoned_batch_changes_nothing_that_learns() -> None:
     player.learn_from(replay, np.random.default_rng(0), (B, 1))
     before = clone_tree(player.state_dict())
     leaves = replay.tree.leaves.clone()
-    replay._columns["reward"].fill_(math.nan)
-    _, metrics = player.learn_from(replay, np.random.default_rng(1), (B, 1))
-    assert metrics["nonfinite"] == 1.0
+    replay._columns["reward"][:, 40:60] = math.nan
+    poisoned, metrics = player.learn_from(replay, np.random.default_rng(1), (B, 1))
+    sound = poisoned["reward"].isfinite().all(1)
+    assert metrics["nonfinite"] == 1.0 and sound.any() and not sound.all()
     after = player.state_dict()
     for part in ("model", "optimisers"):
         assert_same(before[part], after[part])
