@@ -35,7 +35,7 @@ class GraphedUpdate:
     """A whole update captured into one CUDA graph, replayed on static buffers.
 
     `run` maps the static inputs to output tensors and may change only what `state` lists, in
-    place, and `generators`. Warm-up leaves no trace in either.
+    place, `generators`, and torch's default generator. Warm-up leaves no trace in any.
     """
 
     def __init__(
@@ -66,10 +66,15 @@ class GraphedUpdate:
         return dict(self._outputs)
 
     def _capture(self) -> None:
+        index = self._device.index
+        # dropout draws from it; torch registers it with every graph, and rewinds it for none
+        default = torch.cuda.default_generators[
+            torch.cuda.current_device() if index is None else index
+        ]
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            warm_up(lambda: self._run(self._inputs), self._state, self._generators)
+            warm_up(lambda: self._run(self._inputs), self._state, [*self._generators, default])
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from reverie.agents.act_jepa_checks import act_jepa_problems
 from reverie.agents.configs import RunConfig
 from reverie.agents.overlays import as_tree, flatten
 from reverie.agents.registry import FAMILIES, family
@@ -16,6 +17,9 @@ ZERO_ALLOWED = {
     "train.eval_episodes",
     "train.checkpoint_minutes",
     "env.sticky",
+    "demos.held_out_episodes",
+    "demos.examine_every",
+    "demos.gates_from",
 }
 """Settings outside the agents that may be 0; every other number there must be positive."""
 
@@ -23,20 +27,28 @@ POSITIVE = (
     *("horizon", "deter", "stoch", "classes", "units", "cnn_depth", "bins", "bin_range"),
     *("history", "hidden", "atoms", "value_range", "n_step", "anneal_updates", "lr", "eps"),
     *("spr_steps", "projector_width"),
+    *("chunk", "execute", "width", "ffn", "heads", "predictor_width", "stem_depth", "task_slots"),
+    *("encoder_layers", "decoder_layers", "predictor_layers", "mlp_layers", "vae_layers"),
+    *("vae_size", "guard_width", "guard_offsets", "sigreg_slices"),
 )
 """Last names of agent settings that must be positive; others there must not be negative."""
 
 SHARES = (
     *("unimix", "gamma", "lambda_", "slow_rate", "value_ema_rate", "bn_momentum", "return_decay"),
     *("gamma_start", "dropout", "target_rate", "q_target_rate", "keep", "epsilon_eval"),
+    *("ema_start", "ema_end", "warmup"),
 )
 """Last names of settings that lie between 0 and 1."""
 
 
 def find_problems(cfg: RunConfig) -> list[str]:
     """Every setting or combination that cannot work, each with what to do about it."""
-    own = spr_problems(cfg) if family(cfg.agent) == "spr" else _windows(cfg)
-    return [*_ranges(cfg), *_sizes(cfg), *own, *_schedule(cfg), *_machine(cfg)]
+    kind = family(cfg.agent)
+    if kind == "act_jepa":
+        own = act_jepa_problems(cfg)  # no replay, no prefill
+    else:
+        own = [*(spr_problems(cfg) if kind == "spr" else _windows(cfg)), *_schedule(cfg)]
+    return [*_ranges(cfg), *_sizes(cfg), *own, *_machine(cfg)]
 
 
 def _windows(cfg: RunConfig) -> list[str]:

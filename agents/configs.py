@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from reverie.agents.act_jepa_config import ACTJEPAConfig
 from reverie.agents.mudreamer_config import MuDreamerConfig
 from reverie.agents.spr_config import SPRConfig
 
@@ -31,7 +32,10 @@ class EnvConfig:
     action_repeat: int | None = None
     """Simulator steps per agent step; none: the suite's own (dmc 2, atari 4, others 1)."""
     render: Literal["reference", "quick"] = "reference"
-    """dm_control's default picture (scores), or without shadows and multisampling (15x faster)."""
+    """MuJoCo's default picture (scores), or without shadows and multisampling (15x faster)."""
+    observe: Literal["auto", "image", "state", "both"] = "auto"
+    """dm_control and Meta-World: images, the state as a vector, or both; auto: images for dmc,
+    state for metaworld. Other suites have one kind of observation."""
     num_envs: int = 1
     """N: environments collected from at once."""
     time_limit: int | None = None
@@ -55,25 +59,27 @@ class TrainConfig:
     """Budget, rhythm and machine; one agent step is one action, whatever the action repeat."""
 
     steps: int = 500_000
-    """Budget in agent steps, prefill included; frames = steps x action repeat."""
+    """Budget in agent steps, prefill included (ACT-JEPA family: in updates)."""
     train_ratio: float = 512.0
     """Replayed steps per agent step: an update every batch_size x batch_length / ratio steps."""
     batch_size: int = 16
     """B: windows per update, or transitions (SPR family)."""
     batch_length: int = 64
-    """T: rows per window; 1 for the SPR family, which draws transitions."""
+    """T: rows per window; 1 for the SPR family, which draws transitions, and for the ACT-JEPA
+    family, whose windows are `act_jepa.model.chunk` long."""
     prefill: int = 1024
     """Agent steps with uniformly random actions before the first update."""
     eval_every: int = 10_000
-    """Agent steps between evaluations; 0: only at the end."""
+    """Agent steps (ACT-JEPA family: updates) between evaluations; 0: only at the end."""
     eval_episodes: int = 10
-    """Episodes of an evaluation, shared equally by parallel slots; 0: never evaluate."""
+    """Episodes of an evaluation (ACT-JEPA family: of each task), shared equally by parallel
+    slots; 0: never evaluate."""
     final_episodes: int | None = None
     """Episodes of the evaluation at the end of the budget; none: as many as eval_episodes."""
     log_every: int = 500
     """Updates between two metric rows; only then does the device answer the host."""
     checkpoint_every: int = 10_000
-    """Agent steps between checkpoints."""
+    """Agent steps (ACT-JEPA family: updates) between checkpoints."""
     checkpoint_minutes: float = 10.0
     """A checkpoint is due after this time as well."""
     checkpoint_keep: int = 2
@@ -101,6 +107,28 @@ class ReplayConfig:
 
 
 @dataclass(frozen=True)
+class DemosConfig:
+    """Demonstrations of the ACT-JEPA family, and what is measured on those held out."""
+
+    path: str | None = None
+    """A shard, or any folder above shards; none: demos/<suite>/<name>[-<image size>px]."""
+    train_episodes: int = 40
+    """Episodes of each task to learn from, the first ones in the order of the shards."""
+    held_out_episodes: int = 10
+    """Episodes behind them, never learned from, for probes and gates; 0: neither."""
+    verify: bool = True
+    """Compare every file with its checksum before training."""
+    examine_every: int = 250
+    """Updates between two looks at the latents of held-out windows; 0: only at the end."""
+    gates: Literal["warn", "stop", "off"] = "warn"
+    """What a collapsed latent does: a note and an entry in status.json, the end of the run, or
+    nothing."""
+    gates_from: int = 500
+    """Updates before which no gate is applied, because nothing is predicted yet; the look at the
+    end of the run counts in any case."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One training run, completely resolved."""
 
@@ -109,7 +137,8 @@ class RunConfig:
     task: str = "dmc/cartpole_swingup"
     """Environment as suite/task; `reverie tasks` lists them."""
     size: str = "S"
-    """Size preset of the world model: nano, XS, S (the paper), M, L, XL; SPR family: nano, S."""
+    """Size preset of the world model: nano, XS, S (the paper), M, L, XL; SPR and ACT-JEPA
+    families: nano, S."""
     seed: int = 0
     """Root of every random stream of the run."""
     run: str | None = None
@@ -124,3 +153,7 @@ class RunConfig:
     """Agents mudreamer and dreamerv3."""
     spr: SPRConfig = field(default_factory=SPRConfig)
     """Agents spr, spr-noaug, rainbow, sr-spr and bbf."""
+    act_jepa: ACTJEPAConfig = field(default_factory=ACTJEPAConfig)
+    """Agents act-jepa, act and bc."""
+    demos: DemosConfig = field(default_factory=DemosConfig)
+    """What they learn from."""

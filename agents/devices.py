@@ -52,24 +52,26 @@ def memory_advice(cfg: RunConfig) -> Iterator[None]:
 
 def _advice(cfg: RunConfig, error: torch.OutOfMemoryError) -> str:
     peak = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
-    spr = family(cfg.agent) == "spr"
+    kind = family(cfg.agent)
     batch = f"{cfg.train.batch_size} windows of {cfg.train.batch_length} rows"
     reason = "batch norm would see other statistics"
-    if spr:
+    if kind == "spr":
         batch = f"{cfg.train.batch_size} transitions"
         reason = "its importance weights are taken over all of it"
+    if kind == "act_jepa":
+        batch = f"{cfg.train.batch_size} windows of {cfg.act_jepa.model.chunk} steps"
     lines = [
         f"out of device memory: an update of {batch} at size {cfg.size} had reserved "
         f"{peak / 2**30:.2f} GiB when it asked for more ({str(error).splitlines()[0]}).",
         f"The batch is not split, because {reason}. Try, in order:",
     ]
-    if spr:
+    if kind == "spr":
         lines.append(f"  --replay.capacity {cfg.replay.capacity // 2} (halves the replay's share)")
-    elif cfg.replay.storage == "device":
+    elif kind != "act_jepa" and cfg.replay.storage == "device":
         lines.append("  --replay.storage ram         (frees the replay's share of the device)")
     if cfg.train.precision == "fp32":
         lines.append("  --train.precision bf16       (halves the activations)")
     lines.append(f"  --train.batch-size {max(1, cfg.train.batch_size // 2)}")
-    sizes = "nano, S" if spr else "nano, XS, S, M, L, XL"
+    sizes = "nano, S" if kind in ("spr", "act_jepa") else "nano, XS, S, M, L, XL"
     lines.append(f"  --size with a smaller preset ({sizes})")
     return "\n".join(lines)

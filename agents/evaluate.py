@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reverie.agents.collector import random_action, to_device
 from reverie.agents.configs import RunConfig
-from reverie.agents.interface import Agent
+from reverie.agents.interface import Player
 from reverie.agents.seeding import stream
 from reverie.envs.specs import EnvSpec, Step, VecEnv
 
@@ -34,7 +34,7 @@ class EvaluationStopped(RuntimeError):
 
 
 def evaluate(
-    agent: Agent | None,
+    agent: Player | None,
     env: VecEnv,
     *,
     episodes: int,
@@ -49,7 +49,9 @@ def evaluate(
     Every slot contributes the same number, so that short episodes are not favoured. Controls:
     "random" and "zero" ignore the agent (None allowed), "blank" shows it black images and zero
     vectors. `seed` keys the random control. An episode that a fault interrupted is counted
-    under "interrupted" and replaced by the slot's next one. `stop` is asked at every step.
+    under "interrupted" and replaced by the slot's next one. `stop` is asked at every step. Where
+    the task knows success, an episode with one solved step is one: "successes", in the order of
+    "returns", and their mean "success".
     """
     slots = env.num_envs
     if episodes < 1 or episodes % slots:
@@ -58,7 +60,9 @@ def evaluate(
     choose = _chooser(agent, env, control, seed=seed, device=torch.device(device))
     scores: list[list[float]] = [[] for _ in range(slots)]
     lengths: list[list[int]] = [[] for _ in range(slots)]
+    successes: list[list[bool]] = [[] for _ in range(slots)]
     score, length = np.zeros(slots), np.zeros(slots, np.int64)
+    solved = np.zeros(slots, np.bool_)
     row, interrupted = _start(env, first_episode), 0
     while any(len(done) < quota for done in scores):
         if stop():
@@ -66,6 +70,7 @@ def evaluate(
         row = env.step(choose(row))
         score = np.where(row.is_first, 0.0, score + row.reward)
         length = np.where(row.is_first, 0, length + 1)
+        solved = (solved & ~row.is_first) | row.info.get("success", False)
         lost = np.broadcast_to(row.info.get("interrupted", False), slots)
         for slot in np.flatnonzero(row.is_last).tolist():
             if len(scores[slot]) == quota:
@@ -75,10 +80,12 @@ def evaluate(
             else:
                 scores[slot].append(float(score[slot]))
                 lengths[slot].append(int(length[slot]))
+                successes[slot].append(bool(solved[slot]))
                 if len(scores[slot]) == quota:
                     env.retire(slot)
     return {
         **_summary(scores, lengths, env.spec),
+        **(_solved(successes) if env.spec.has_success else {}),
         "control": control,
         "interrupted": interrupted,
     }
@@ -100,7 +107,7 @@ def final_episodes(cfg: RunConfig) -> int:
 
 
 def _chooser(
-    agent: Agent | None, env: VecEnv, control: Control, *, seed: int, device: torch.device
+    agent: Player | None, env: VecEnv, control: Control, *, seed: int, device: torch.device
 ) -> Chooser:
     spec, slots = env.spec, env.num_envs
     if control == "random":
@@ -156,3 +163,8 @@ def _summary(scores: list[list[float]], lengths: list[list[int]], spec: EnvSpec)
         "max": float(np.max(returns)),
         "frames": int(np.sum(steps)) * spec.action_repeat,
     }
+
+
+def _solved(successes: list[list[bool]]) -> dict[str, Any]:
+    every = [value for slot in successes for value in slot]
+    return {"successes": every, "success": float(np.mean(every))}

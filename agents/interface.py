@@ -1,7 +1,8 @@
-"""What the trainer, the collector and evaluation ask of an agent, and nothing more."""
+"""What the trainers, the collector and evaluation ask of an agent, and nothing more."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -14,8 +15,8 @@ Carry = dict[str, Tensor]
 Mode = Literal["train", "eval"]
 
 
-class Agent(Protocol):
-    """Acts from an explicit carry, learns from replay."""
+class Player(Protocol):
+    """Acts from an explicit carry."""
 
     def initial_carry(self, num_envs: int) -> Carry:
         """Carry before the first row of N slots."""
@@ -29,6 +30,10 @@ class Agent(Protocol):
         Rows with `is_first` [N] forget their carry. Never touches running statistics.
         """
         ...
+
+
+class Agent(Player, Protocol):
+    """Learns from replay, or from demonstrations, as well."""
 
     def update(self, batch: TensorDict) -> dict[str, Tensor]:
         """One gradient step on a batch from replay; metrics are scalars on the device.
@@ -61,4 +66,16 @@ class Agent(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Strict inverse of `state_dict`; raises on any missing, unknown or misshapen entry."""
+        ...
+
+
+class Imitator(Agent, Protocol):
+    """An agent that learns from demonstrations: `learn_from` and `examine` get `DemoWindows`."""
+
+    def playing(self, task: str) -> Player:
+        """The agent on one of its tasks."""
+        ...
+
+    def features(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the first rows of windows [B, P] are encoded as, float32 [B, F] without gradient."""
         ...

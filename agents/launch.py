@@ -13,7 +13,8 @@ from reverie.envs.specs import EnvSpec
 from reverie.envs.worker import require_main_guard
 
 UNIFORM = ("dmc", "torch")
-"""Suites whose tasks all have images and continuous actions: they need no look at the task."""
+"""Suites whose tasks all have continuous actions, and images unless `env.observe` says otherwise:
+they need no look at the task."""
 
 
 def run(
@@ -67,16 +68,21 @@ def launch(cfg: RunConfig, *, fresh: bool = False) -> int:
     spec = _spec(cfg)
     if spec is not None:
         check_task(spec, cfg)
-    check_replay_fits(cfg, run_directory(cfg), spec)
+    if family(cfg.agent) != "act_jepa":
+        check_replay_fits(cfg, run_directory(cfg), spec)
     return train(cfg, fresh=fresh)
 
 
 def _spec(cfg: RunConfig) -> EnvSpec | None:
     """Sizes of the task; building it once also finds what it lacks before a run directory exists.
 
-    None where any task of the suite suits the agent.
+    None where any task of the suite suits the agent, or where demonstrations have them.
     """
-    if cfg.task.partition("/")[0] in UNIFORM and family(cfg.agent) != "spr":
+    kind = family(cfg.agent)
+    if kind == "act_jepa":
+        return None  # its demonstrations tell, and are compared with the simulator
+    uniform = cfg.task.partition("/")[0] in UNIFORM and cfg.env.observe == "auto"
+    if uniform and kind != "spr":
         require_known(cfg.task)
         return None
     env = make_vec(
@@ -89,6 +95,7 @@ def _spec(cfg: RunConfig) -> EnvSpec | None:
         gray=cfg.env.gray,
         life_loss=cfg.env.life_loss,
         sticky=cfg.env.sticky,
+        observe=cfg.env.observe,
     )
     env.close()
     return env.spec

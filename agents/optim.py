@@ -27,11 +27,18 @@ class ClippedAdam:
         clip: float = math.inf,
         weight_decay: float = 0.0,
         capturable: bool,
+        scheduled: bool = False,
     ) -> None:
-        """`weight_decay` is decoupled and spares vectors: biases and norms."""
+        """`weight_decay` is decoupled and spares vectors: biases and norms.
+
+        `scheduled` says that `set_lr` will be called: a captured graph then reads the rate from
+        the device.
+        """
         self.params = [p for p in params if p.requires_grad]
         self.clip = clip
-        options: dict[str, Any] = {"lr": lr, "eps": eps, "fused": True, "capturable": capturable}
+        options: dict[str, Any] = {"eps": eps, "fused": True, "capturable": capturable}
+        tensor = scheduled and capturable
+        options["lr"] = torch.tensor(lr, device=self.params[0].device) if tensor else lr
         if weight_decay:
             # matrices first in the state too: it is keyed by the position of the parameter
             self.params.sort(key=lambda p: p.ndim <= 1)
@@ -59,6 +66,14 @@ class ClippedAdam:
         self.adam.grad_scale = torch.clamp(norm / self.clip, min=1.0)  # type: ignore[attr-defined]
         self.adam.found_inf = skip  # type: ignore[attr-defined]
         self.adam.step()
+
+    def set_lr(self, lr: float) -> None:
+        """Learning rate of the steps to come."""
+        for group in self.adam.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
 
     def zero_grad(self) -> None:
         """Drop the gradients."""

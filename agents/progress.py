@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import TextIO
+from typing import Literal, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -94,12 +94,16 @@ class Progress:
         total: int,
         *,
         action_repeat: int = 1,
+        unit: Literal["step", "update"] = "step",
         stream: TextIO | None = None,
         every: float = 30.0,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`total` agent steps; on anything but a terminal one line every `every` seconds."""
-        self.total, self.action_repeat = total, action_repeat
+        """`total` agent steps, or updates where nothing is collected.
+
+        On anything but a terminal one line every `every` seconds.
+        """
+        self.total, self.action_repeat, self.unit = total, action_repeat, unit
         self.rates = Rates(clock=clock)
         self.broken = False
         self._stream = stream or sys.stdout
@@ -136,11 +140,13 @@ class Progress:
 
     def line(self) -> str:
         """The progress line: counters, values, rates, time left."""
-        parts = [f"step {self._step:,}/{self.total:,}"]
+        parts = [f"{self.unit} {self._step:,}/{self.total:,}"]
         if self.action_repeat != 1:
             parts.append(f"frames {self._step * self.action_repeat:,}")
         parts += [f"{name} {value:.4g}" for name, value in self._values.items()]
-        parts += [f"{self.rates.steps:.1f} steps/s", f"{self.rates.updates:.2f} updates/s"]
+        if self.unit == "step":
+            parts.append(f"{self.rates.steps:.1f} steps/s")
+        parts.append(f"{self.rates.updates:.2f} updates/s")
         return " | ".join([*parts, f"ETA {self._eta()}"])
 
     def _eta(self) -> str:

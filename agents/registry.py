@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -13,15 +13,16 @@ if TYPE_CHECKING:
     import torch
 
     from reverie.agents.configs import RunConfig
-    from reverie.agents.interface import Agent
+    from reverie.agents.interface import Agent, Imitator
     from reverie.agents.replay import Replay
     from reverie.envs.specs import EnvSpec
 
-Factory = Callable[["EnvSpec", "RunConfig"], "Agent"]
+Factory = Callable[..., "Agent"]
 
 FAMILIES = {
     "mudreamer": ("mudreamer", "dreamerv3"),
     "spr": ("spr", "spr-noaug", "rainbow", "sr-spr", "bbf"),
+    "act_jepa": ("act-jepa", "act", "bc"),
 }
 """Section of the settings -> agents that it configures, each with a preset agent-<name>.toml."""
 
@@ -44,11 +45,28 @@ def build_agent(spec: EnvSpec, cfg: RunConfig) -> Agent:
     Raises:
         ConfigError: the agent is unknown, or the device is not there.
     """
+    return _factory(cfg)(spec, cfg)
+
+
+def build_imitator(
+    spec: EnvSpec, cfg: RunConfig, *, tasks: tuple[str, ...], statistics: Mapping[str, torch.Tensor]
+) -> Imitator:
+    """The agent that `cfg.agent` names, to learn from demonstrations of `tasks`.
+
+    `statistics` are those of `DemoWindows.statistics`; they are part of the agent's state, so that
+    `build_agent` suffices for one whose state is loaded.
+
+    Raises:
+        ConfigError: the agent is unknown, the device is not there, or the sizes do not suit it.
+    """
+    return cast("Imitator", _factory(cfg)(spec, cfg, tasks=tasks, statistics=statistics))
+
+
+def _factory(cfg: RunConfig) -> Factory:
     if cfg.agent not in AGENTS:
         raise ConfigError([f"agent: expected one of {', '.join(AGENTS)}, found {cfg.agent!r}"])
     module, _, name = AGENTS[cfg.agent].partition(":")
-    factory = cast(Factory, getattr(importlib.import_module(module), name))
-    return factory(spec, cfg)
+    return cast(Factory, getattr(importlib.import_module(module), name))
 
 
 def build_mudreamer(spec: EnvSpec, cfg: RunConfig) -> Agent:
@@ -88,12 +106,41 @@ def build_spr(spec: EnvSpec, cfg: RunConfig) -> Agent:
     )
 
 
+def build_act_jepa(
+    spec: EnvSpec,
+    cfg: RunConfig,
+    *,
+    tasks: tuple[str, ...] | None = None,
+    statistics: Mapping[str, torch.Tensor] | None = None,
+) -> Agent:
+    """ACT-JEPA, ACT or BC: the same class, told apart by the switches of their presets."""
+    from reverie.agents.act_jepa import ACTJEPA
+    from reverie.agents.devices import resolve_device
+    from reverie.envs.registry import members
+
+    check_task(spec, cfg)
+    return ACTJEPA(
+        spec,
+        cfg.act_jepa,
+        tasks=members(cfg.task) if tasks is None else tasks,
+        statistics=statistics,
+        seed=cfg.seed,
+        updates=cfg.train.steps,
+        device=str(resolve_device(cfg.train.device)),
+        compile=cfg.train.compile,
+        precision=cfg.train.precision,
+    )
+
+
 def check_task(spec: EnvSpec, cfg: RunConfig) -> None:
     """Refuse a task that the agent cannot learn.
 
     Raises:
         ConfigError: names what the agent needs and the task lacks.
     """
+    if family(cfg.agent) == "act_jepa":
+        check_modalities(spec, cfg)
+        return
     problems = []
     spr, decoder = family(cfg.agent) == "spr", cfg.mudreamer.model.decoder
     if spr and spec.image_shape is None:
@@ -110,6 +157,29 @@ def check_task(spec: EnvSpec, cfg: RunConfig) -> None:
             f"agent: {cfg.agent} chooses among discrete actions, those of {spec.task} are "
             "continuous; use mudreamer or dreamerv3"
         )
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_modalities(spec: EnvSpec, cfg: RunConfig) -> None:
+    """Refuse observations that lack what the imitation agent takes in.
+
+    Raises:
+        ConfigError: names the input and what provides it.
+    """
+    problems = []
+    for name in cfg.act_jepa.model.inputs:
+        if name == "image" and spec.image_shape is None:
+            problems.append(
+                f"act_jepa.model.inputs: image is asked for, and {spec.task} shows none; use "
+                "--env.observe both where the suite has it, or --act-jepa.model.inputs proprio "
+                "state"
+            )
+        if name != "image" and not spec.vector_size:
+            problems.append(
+                f"act_jepa.model.inputs: {name} is asked for, and {spec.task} has no vector; use "
+                "--act-jepa.model.inputs image --act-jepa.model.targets image"
+            )
     if problems:
         raise ConfigError(problems)
 

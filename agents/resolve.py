@@ -21,13 +21,14 @@ TASK_PRESETS = {
     "atari": "task-atari100k",
     "toy": "task-toy",
     "torch": "task-toy",
+    "metaworld": "task-metaworld",
 }
 """Suite -> preset; tasks of other suites start from the defaults."""
 
 SIZES = ("nano", "XS", "S", "M", "L", "XL")
 """World-model sizes, smallest first."""
 
-FAMILY_SIZES = {"spr": ("nano", "S")}
+FAMILY_SIZES = {"spr": ("nano", "S"), "act_jepa": ("nano", "S")}
 """Sizes of the families that have fewer; a size must change something."""
 
 PRESETS = Path(__file__).with_name("presets")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from reverie.agents.checkpoint import (
     CheckpointError,
@@ -13,22 +13,33 @@ from reverie.agents.checkpoint import (
     load_latest,
     read_manifest,
 )
-from reverie.agents.replay import Replay
 
 Moment = tuple[int, int]
 """Agent steps and updates; between two moments something was learned or collected."""
+
+
+class Segments(Protocol):
+    """Files beside the checkpoints that these name: those of a replay."""
+
+    def segment_names(self) -> set[str]:
+        """Files that the newest state names."""
+        ...
+
+    def collect_garbage(self, live: set[str]) -> int:
+        """Delete the files that neither the newest state nor `live` names; returns how many."""
+        ...
 
 
 class SavePoints:
     """Checkpoints of one run together with the replay segments that they name."""
 
     def __init__(
-        self, run_dir: Path, replay: Replay, *, keep: int, warn: Callable[[str], None]
+        self, run_dir: Path, segments: Segments | None, *, keep: int, warn: Callable[[str], None]
     ) -> None:
-        """`warn` is told about every save that failed."""
+        """`segments`: none where all state is in the checkpoints. `warn` hears of failed saves."""
         self.at: Moment | None = None
         self._run_dir = run_dir
-        self._replay = replay
+        self._segments = segments
         self._writer = CheckpointWriter(run_dir, keep=keep)
         self._warn = warn
 
@@ -46,13 +57,16 @@ class SavePoints:
         except OSError as error:
             self._failed(error)
             return False
-        meta: dict[str, Any] = {"segments": sorted(self._replay.segment_names()), "updates": now[1]}
+        meta: dict[str, Any] = {"updates": now[1]}
+        if self._segments is not None:
+            meta["segments"] = sorted(self._segments.segment_names())
         if score is not None:
             meta["score"] = score
         if self._writer.save(now[0], content, meta=meta) is None:
             return False
         self.at = now
-        self._replay.collect_garbage(named_segments(self._run_dir))
+        if self._segments is not None:
+            self._segments.collect_garbage(named_segments(self._run_dir))
         return True
 
     def load(self) -> tuple[dict[str, Any], list[str]] | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -15,19 +15,20 @@ from reverie.agents.collector import Collector
 from reverie.agents.configs import RunConfig
 from reverie.agents.devices import memory_advice, resolve_device
 from reverie.agents.evaluate import EvaluationStopped, evaluate, final_episodes, slots_for
-from reverie.agents.logger import Logger
-from reverie.agents.metrics import MetricMeans
-from reverie.agents.progress import Cadence, Progress
-from reverie.agents.registry import build_agent, build_replay
+from reverie.agents.progress import Progress
+from reverie.agents.registry import build_agent, build_replay, family
 from reverie.agents.resolve import dump, run_directory
+from reverie.agents.run_loop import RunLoop
 from reverie.agents.rundir import RunDir
-from reverie.agents.savepoints import SavePoints
 from reverie.agents.seeding import stream
-from reverie.agents.stopping import NonFiniteGuard, StopRequest, check_memory
+from reverie.agents.stopping import StopRequest
 from reverie.envs.registry import make_vec
 from reverie.envs.specs import VecEnv
 
-MAY_DIFFER = ("run", "env.step_timeout", "train.checkpoint_minutes", "train.checkpoint_keep")
+MAY_DIFFER = (
+    *("run", "env.step_timeout", "train.checkpoint_minutes", "train.checkpoint_keep"),
+    *("demos.path", "demos.verify", "demos.gates"),
+)
 """Settings that a resumed run may change: none of them touches what is learned."""
 
 
@@ -38,17 +39,36 @@ def train(cfg: RunConfig, *, fresh: bool = False) -> int:
     are recorded in status.json and raised. `fresh` refuses a directory that holds a run.
     """
     torch.set_num_threads(cfg.train.threads)
+    loop = loop_of(cfg)
     path = run_directory(cfg)
     with (
         StopRequest() as stop,
         RunDir(path, config=dump(cfg), may_differ=MAY_DIFFER, fresh=fresh) as run,
     ):
         try:
-            with Trainer(cfg, run, stop) as trainer, memory_advice(cfg):
+            with loop(cfg, run, stop) as trainer, memory_advice(cfg):
                 return trainer.run()
         except BaseException as error:
             run.status("failed", reason=f"{type(error).__name__}: {error}")
             raise
+
+
+def loop_of(cfg: RunConfig) -> Callable[[RunConfig, RunDir, StopRequest], RunLoop]:
+    """The way to train that suits the agent: from its own experience, or from demonstrations.
+
+    Demonstrations are read and the simulator is looked at here, so that what is wrong with them
+    leaves no run directory behind.
+    """
+    if family(cfg.agent) != "act_jepa":
+        return Trainer
+    from reverie.agents.demo_evaluation import check_simulator
+    from reverie.agents.demonstrations import load_demonstrations
+    from reverie.agents.imitation import ImitationTrainer
+
+    data = load_demonstrations(cfg)
+    if final_episodes(cfg):
+        check_simulator(cfg, data.spec.env_spec(cfg.task))
+    return functools.partial(ImitationTrainer, data=data)
 
 
 def build_env(cfg: RunConfig, purpose: Literal["train", "eval"], num_envs: int) -> VecEnv:
@@ -70,11 +90,12 @@ def build_env(cfg: RunConfig, purpose: Literal["train", "eval"], num_envs: int) 
         gray=env.gray,
         life_loss=env.life_loss and purpose == "train",
         sticky=env.sticky,
+        observe=env.observe,
     )
 
 
-class Trainer:
-    """One run in memory. What happens next depends on counters alone, so that any pause is safe."""
+class Trainer(RunLoop):
+    """Collect, update, evaluate: learning from the agent's own experience."""
 
     def __init__(
         self,
@@ -85,8 +106,7 @@ class Trainer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Build everything and load the newest valid checkpoint, if there is one."""
-        self.cfg, self.run_dir, self.stop = cfg, run, stop
-        self.device = resolve_device(cfg.train.device)
+        super().__init__(cfg, run, stop, clock=clock)
         self.env = build_env(cfg, "train", cfg.env.num_envs)
         self.eval_env: VecEnv | None = None
         self.agent = build_agent(self.env.spec, cfg)
@@ -94,29 +114,10 @@ class Trainer:
         self.replay = build_replay(
             self.env.spec, cfg, directory=run.path / "replay", device=self.device
         )
-        self.guard = NonFiniteGuard(
-            run.path / "nonfinite", limit=cfg.train.max_nonfinite, device=self.device
-        )
-        self.updates = 0
         self.learn_from: int | None = None
-        self.evaluated: dict[str, Any] = {"step": -1, "count": 0, "mean": None}
-        self.means = MetricMeans()
-        self.progress = Progress(
-            cfg.train.steps, action_repeat=self.env.spec.action_repeat, clock=clock
-        )
-        self.saves = SavePoints(
-            run.path, self.replay, keep=cfg.train.checkpoint_keep, warn=self.progress.note
-        )
-        resumed = self._resume()
-        self.logger = Logger(run.path, resume_step=self.steps if resumed else None)
-        self.save_due = Cadence(
-            steps=cfg.train.checkpoint_every,
-            seconds=60 * cfg.train.checkpoint_minutes,
-            start=self.steps,
-            clock=clock,
-        )
-        for note in run.notes:
-            self.progress.note(note)
+        repeat = self.env.spec.action_repeat
+        progress = Progress(cfg.train.steps, action_repeat=repeat, clock=clock)
+        self.begin(progress, segments=self.replay)
 
     @property
     def steps(self) -> int:
@@ -143,7 +144,7 @@ class Trainer:
             self._collect()
         if not self._save():
             raise CheckpointError("the finished run could not be saved; free disk space, run again")
-        self.run_dir.status("done", **self._standing())
+        self.run_dir.status("done", **self.standing())
         return 0
 
     def due_updates(self) -> int:
@@ -186,23 +187,14 @@ class Trainer:
 
     # what happens now and then
 
-    def _report(self) -> None:
-        check_memory()
-        self.guard.check()
-        losses = self.means.take()
-        self.progress.update(self.steps, self.updates, _shown(losses))
-        counters = {
-            "count/updates": self.updates,
+    def counters(self) -> dict[str, float]:
+        """Those of every run, and what was collected."""
+        return super().counters() | {
             "count/frames": self.steps * self.env.spec.action_repeat,
-            "count/nonfinite_updates": self.guard.total,
-            "count/lost_records": self.logger.lost,
             "count/failed_replay_writes": self.replay.failed_writes,
             "replay/rows": len(self.replay),
             "speed/steps": self.progress.rates.steps,
-            "speed/updates": self.progress.rates.updates,
         }
-        self.logger.scalars(self.steps, losses | counters)
-        self.run_dir.status("running", **self._standing())
 
     def _evaluate_if_due(self) -> None:
         cfg = self.cfg.train
@@ -257,88 +249,33 @@ class Trainer:
         found = self.agent.examine(self.replay, rng, (cfg.batch_size, cfg.batch_length))
         return {key: float(value) for key, value in found.items()}
 
-    def _preempted(self, code: int) -> int:
-        saved = self._save()
-        reason = f"signal, exit code {code}" + ("" if saved else "; the last save failed")
-        self.run_dir.status("preempted", reason=reason, **self._standing())
-        return code
-
-    def _standing(self) -> dict[str, Any]:
-        return {
-            "step": self.steps,
-            "steps": self.cfg.train.steps,
-            "updates": self.updates,
-            "saved_at": self.saves.at,
-            "evaluation": self.evaluated,
-            "nonfinite_updates": self.guard.total,
-            "replay_rows": len(self.replay),
-        }
+    def standing(self) -> dict[str, Any]:
+        """That of every run, and how much there is to learn from."""
+        return super().standing() | {"replay_rows": len(self.replay)}
 
     # state
 
     def _save(self, *, score: float | None = None) -> bool:
-        if not self.collector.restorable:
-            return False
-        return self.saves.save((self.steps, self.updates), self.state_dict, score=score)
+        return self.collector.restorable and super()._save(score=score)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a bit-identical continuation needs."""
-        return {
-            "updates": self.updates,
+        return super().state_dict() | {
             "learn_from": self.learn_from,
-            "evaluated": dict(self.evaluated),
-            "agent": self.agent.state_dict(),
             "collector": self.collector.state_dict(),
             "replay": self.replay.state_dict(),
-            "guard": self.guard.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
         """Inverse of `state_dict`; returns notes on what could not be restored."""
-        self.updates = int(state["updates"])
+        notes = super().load_state_dict(state)
         self.learn_from = state["learn_from"]
-        self.evaluated = dict(state["evaluated"])
-        self.agent.load_state_dict(state["agent"])
-        self.guard.load_state_dict(state["guard"])
-        notes = self.replay.load_state_dict(state["replay"])
+        notes += self.replay.load_state_dict(state["replay"])
         return notes + self.collector.load_state_dict(state["collector"])
-
-    def _resume(self) -> bool:
-        found = self.saves.load()
-        if found is None:
-            return False
-        state, notes = found
-        self.run_dir.notes += notes + self.load_state_dict(state)
-        self.saves.at = (self.steps, self.updates)
-        self.run_dir.notes.append(
-            f"resumed at step {self.steps:,} of {self.cfg.train.steps:,}, update {self.updates:,}"
-        )
-        return True
 
     def close(self) -> None:
         """Close environments and files; safe to call twice."""
-        self.progress.close()
-        self.logger.close()
+        super().close()
         self.env.close()
         if self.eval_env is not None:
             self.eval_env.close()
-
-    def __enter__(self) -> Trainer:
-        """Nothing to do: everything is open."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close."""
-        self.close()
-
-
-def _shown(losses: dict[str, float]) -> dict[str, float]:
-    """The few losses that fit the progress line: totals, where an agent has them."""
-    names = [name for name in losses if name.startswith("loss/")]
-    totals = [name for name in names if name.endswith("total")] or names[:3]
-    return {name.removeprefix("loss/").removesuffix("_total"): losses[name] for name in totals}

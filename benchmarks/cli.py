@@ -12,16 +12,24 @@ COMMANDS = {
     "eval": ("evaluation", "score a run's newest checkpoint, with blind controls on request"),
     "demo": ("demo", "train a small MuDreamer from pixels and compare it with blind play"),
     "tasks": ("tasks", "list tasks, agents, sizes and presets"),
+    "demos make": ("demos make", "record demonstrations by an expert or a trained agent; resumes"),
+    "demos show": ("demos show", "check demonstrations and say what is in them"),
+    "demos export": ("demo_convert export", "write demonstrations for LeRobot or for Minari"),
+    "demos import": ("demo_convert import", "take in a LeRobotDataset or a Minari dataset"),
     "doctor": ("doctor", "check rendering, ROMs, device and versions, with the fix for each"),
     "bench speed": ("throughput", "measure updates, environment steps and replay windows"),
     "bench curves": ("curves", "compare a metric over seeds and agents, with intervals"),
+    "bench imitation": ("imitation", "ACT-JEPA beside ACT and BC, from demonstrations to a table"),
     "bench verify": ("verify", "hold finished SPR runs of Atari 100k against 100 published ones"),
 }
-"""Words of a subcommand -> (module of reverie.benchmarks with `main(args)`, summary)."""
+"""Words of a subcommand -> (module of reverie.benchmarks with `main(args)`, and what it gets before
+the other arguments; summary)."""
 
 EXAMPLES = """examples:
   reverie train mudreamer --task dmc/walker_walk --size S --seed 0
   reverie train spr --task atari/pong --budget 100k --seed 0
+  reverie train act-jepa --config six --seed 0
+  reverie demos make --task metaworld/six --episodes 50
   reverie train dreamerv3 --task atari/pong --train.device cuda --train.precision bf16
   reverie train mudreamer --task toy/dot --config debug
   reverie train mudreamer --help        every setting, its meaning and its preset value
@@ -62,7 +70,8 @@ def _dispatch(words: list[str]) -> int:
     for length in (2, 1):
         name = " ".join(words[:length])
         if name in COMMANDS:
-            return _run(COMMANDS[name][0], words[length:])
+            module, *first = COMMANDS[name][0].split()
+            return _run(module, [*first, *words[length:]])
     sys.stderr.write(f"reverie: unknown command {words[0]!r}\n\n{manual()}")
     return 2
 
@@ -89,13 +98,15 @@ def _run(module: str, args: list[str]) -> int:
 def explained_errors() -> tuple[type[RuntimeError], ...]:
     """Error families whose message says what was expected, what was found and what to do."""
     from reverie.agents.checkpoint import CheckpointError
+    from reverie.agents.collapse_gates import CollapseError
+    from reverie.agents.demo_store import DemoError
     from reverie.agents.devices import DeviceMemoryError
     from reverie.agents.rundir import RunDirError
     from reverie.agents.stopping import NonFiniteError, OutOfMemoryError
     from reverie.envs.specs import EnvError
 
-    families = (CheckpointError, DeviceMemoryError, EnvError, NonFiniteError, OutOfMemoryError)
-    return (*families, RunDirError)
+    training = (CheckpointError, CollapseError, NonFiniteError, OutOfMemoryError, RunDirError)
+    return (*training, DemoError, DeviceMemoryError, EnvError)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from reverie.agents.stopping import available_memory
@@ -59,7 +60,7 @@ def show() -> int:
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     for item in findings:
         state = f"[{colours[item.state]}]{item.state}[/]"
-        table.add_row(item.name, state, item.found, item.fix)
+        table.add_row(item.name, state, escape(item.found), escape(item.fix))
     Console().print(table)
     return int(any(item.state == "fail" for item in findings))
 
@@ -158,6 +159,16 @@ def check_roms() -> list[Finding]:
     return [Finding("atari ROMs", "ok", f"{len(names)} games")]
 
 
+def check_metaworld() -> list[Finding]:
+    """Meta-World is optional, and usually lives in an environment of its own."""
+    if importlib.util.find_spec("metaworld") is None:
+        fix = (
+            "for metaworld/* tasks: pip install 'reverie[metaworld]' into an environment of its own"
+        )
+        return [Finding("Meta-World", "ok", "not installed; optional", fix)]
+    return [Finding("Meta-World", "ok", f"{version('metaworld')}, mujoco {version('mujoco')}")]
+
+
 def check_tensorboard() -> list[Finding]:
     """TensorBoard can be imported; without it metrics are JSON lines only."""
     command = [sys.executable, "-c", "import torch.utils.tensorboard"]
@@ -175,6 +186,7 @@ CHECKS: tuple[Callable[[], list[Finding]], ...] = (
     check_memory,
     check_rendering,
     check_roms,
+    check_metaworld,
     check_tensorboard,
 )
 """In the order in which they are printed."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import tyro
@@ -15,10 +15,12 @@ from rich.table import Table
 
 from reverie.agents.checkpoint import CheckpointError, best, checkpoints, load, load_latest
 from reverie.agents.configs import ConfigError, RunConfig
+from reverie.agents.demo_evaluation import evaluate_tasks, task_spec
 from reverie.agents.devices import memory_advice, resolve_device
 from reverie.agents.evaluate import CONTROLS, Control, evaluate, final_episodes, slots_for
 from reverie.agents.files import write_atomic
-from reverie.agents.registry import build_agent
+from reverie.agents.interface import Imitator
+from reverie.agents.registry import build_agent, family
 from reverie.agents.resolve import load as load_config
 from reverie.agents.resolve import with_overrides
 from reverie.agents.trainer import build_env
@@ -41,7 +43,7 @@ class TrainedRun:
     cfg: RunConfig
     """Resolved settings of the run."""
     step: int
-    """Agent steps at the checkpoint."""
+    """Agent steps (ACT-JEPA family: updates) at the checkpoint."""
     state: dict[str, Any]
     """The agent's part of the checkpoint."""
     notes: list[str]
@@ -65,8 +67,9 @@ def show(
 
     Args:
         run: run directory, as training printed it.
-        episodes: full episodes, shared equally by parallel slots; none: as many as at the end of
-            the run, whose score this repeats on the same device.
+        episodes: full episodes (ACT-JEPA family: of each task), shared equally by parallel
+            slots; none: as many as at the end of the run, whose score this repeats on the same
+            device.
         controls: also play uniformly at random, with the zero action, and on blanked images.
         checkpoint: the newest one, or the one with the best evaluation during training.
         device: auto, cpu, cuda or cuda:N.
@@ -124,12 +127,17 @@ def score_run(
     device: str = "auto",
     first_episode: int = 0,
 ) -> Results:
-    """Result of each way to play, all on the same start states and in the same environments."""
+    """Result of each way to play, all on the same start states and in the same environments.
+
+    ACT-JEPA family: that of `evaluate_tasks`, over all tasks of the run.
+    """
     # both switches are about updates, and may need a device that this machine lacks
     plain = {"compile": "off", "precision": "fp32"}
     own = {"device": device, "eval_episodes": episodes, **plain}
     cfg = with_overrides(trained.cfg, {"train": own})
     torch.set_num_threads(cfg.train.threads)
+    if family(cfg.agent) == "act_jepa":
+        return _score_tasks(cfg, trained, ways, episodes=episodes, first_episode=first_episode)
     env = build_env(cfg, "eval", slots_for(episodes, cfg.task))
     try:
         with memory_advice(cfg):
@@ -151,6 +159,26 @@ def score_run(
         env.close()
 
 
+def _score_tasks(
+    cfg: RunConfig,
+    trained: TrainedRun,
+    ways: Sequence[Control],
+    *,
+    episodes: int,
+    first_episode: int,
+) -> Results:
+    """The same for an agent that learned from demonstrations, which need not be there."""
+    with memory_advice(cfg):
+        agent = cast(Imitator, build_agent(task_spec(cfg), cfg))
+        agent.load_state_dict(trained.state)
+        return {
+            way: evaluate_tasks(
+                agent, cfg, episodes=episodes, control=way, first_episode=first_episode
+            )
+            for way in ways
+        }
+
+
 def save_results(run: Path, trained: TrainedRun, results: Results) -> Path:
     """Write all results beside the run's other files; an earlier evaluation is never replaced."""
     name = f"evaluation-{trained.step:09d}"
@@ -167,10 +195,36 @@ def as_table(trained: TrainedRun, results: Mapping[str, Mapping[str, Any]]) -> T
     """Scores of all ways to play."""
     cfg = trained.cfg
     first = next(iter(results.values()))
-    title = f"{cfg.agent}-{cfg.size} on {cfg.task}, seed {cfg.seed}, step {trained.step:,}"
+    unit = "update" if family(cfg.agent) == "act_jepa" else "step"
+    title = f"{cfg.agent}-{cfg.size} on {cfg.task}, seed {cfg.seed}, {unit} {trained.step:,}"
+    if "tasks" in first:
+        return _table_of_tasks(title, results)
     table = Table("plays", "mean", "std", "min", "max", "episodes", title=title)
     table.caption = first["protocol"]
     for way, result in results.items():
         values = (f"{result[name]:.1f}" for name in ("mean", "std", "min", "max"))
         table.add_row(LABELS[way], *values, str(result["episodes"]))
     return table
+
+
+def _table_of_tasks(title: str, results: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Success and score of all ways to play, task by task, and over all of them."""
+    table = Table("task", "plays", "success", "95 %", "score", "steps", "episodes", title=title)
+    table.caption = next(iter(results.values()))["protocol"]
+    for way, result in results.items():
+        for task, one in result["tasks"].items():
+            name = task.partition("/")[2]
+            table.add_row(name, LABELS[way], *_cells(one), str(one["episodes"]))
+        if len(result["tasks"]) > 1:
+            table.add_row("all", LABELS[way], *_cells(result), str(result["episodes"]))
+        table.add_section()
+    return table
+
+
+def _cells(result: Mapping[str, Any]) -> list[str]:
+    """Success and its interval, "-" where the task knows none; score; mean length."""
+    success, interval = "-", "-"
+    if "success" in result:
+        low, high = result["interval"]
+        success, interval = f"{result['success']:.0%}", f"{low:.0%} to {high:.0%}"
+    return [success, interval, f"{result['mean']:.1f}", f"{result['length']:.0f}"]

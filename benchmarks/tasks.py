@@ -8,9 +8,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from reverie.agents.registry import AGENTS
-from reverie.agents.resolve import SIZES, preset_names
-from reverie.envs.registry import tasks
+from reverie.agents.registry import FAMILIES
+from reverie.agents.resolve import FAMILY_SIZES, SIZES, preset_names
+from reverie.envs.registry import TASK_SETS, tasks
 
 
 def main(args: Sequence[str]) -> int:
@@ -29,9 +29,15 @@ def show(match: tyro.conf.Positional[str] = "") -> int:
     for info in tasks():
         if match in info.task:
             table.add_row(info.task, info.summary)
+    for name, group in TASK_SETS.items():
+        if match in name:
+            table.add_row(
+                name, f"set of {len(group)} tasks, for agents that learn from demonstrations"
+            )
     console.print(table)
     presets = [name for name in preset_names() if "-" not in name]
-    console.print(f"agents   {', '.join(AGENTS)}")
-    console.print(f"sizes    {', '.join(SIZES)}")
+    for kind, agents in FAMILIES.items():
+        sizes = ", ".join(FAMILY_SIZES.get(kind, SIZES))
+        console.print(f"agents   {', '.join(agents)}; sizes {sizes}")
     console.print(f"configs  {', '.join(presets)}, or the path of a TOML file")
     return 0

@@ -1,33 +1,26 @@
-"""dm_control tasks from pixels, in two render profiles.
-
-"reference" is dm_control's own picture and the one to report scores with. "quick" leaves out
-shadows, reflections and multisampling: 15 to 25 times faster on a CPU, a slightly different
-picture, and therefore named in every result.
-"""
+"""dm_control tasks from pixels, from their state, or from both."""
 
 from __future__ import annotations
 
-import ctypes.util
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 
+from reverie.envs.rendering import GL_HELP, Render, choose_renderer, open_camera, protocol
 from reverie.envs.single import Arrival, Obs
 from reverie.envs.specs import Array, EnvError, EnvSpec
-
-Render = Literal["reference", "quick"]
 
 CAMERAS = {"quadruped": 2, "fish": 3}
 """Cameras other than 0, as Dreamer's evaluations use them."""
 
-GL_HELP = (
-    "Rendering without a screen needs EGL or OSMesa: `apt-get install libegl1 libgl1-mesa-dri` "
-    "(or `libosmesa6`), or choose a working one with MUJOCO_GL=egl|osmesa."
-)
+MAX_CONTROL = 10.0
+"""Control at action 1 where the suite sets no limit (lqr); its optimal controller stays below 6."""
+
+UNLIMITED = 1e9
+"""dm_control gives an actuator without limits the range of ±1e10."""
 
 TASKS = (
     "acrobot_swingup acrobot_swingup_sparse ball_in_cup_catch cartpole_balance "
@@ -41,22 +34,6 @@ TASKS = (
     "reacher_hard stacker_stack_2 stacker_stack_4 swimmer_swimmer15 swimmer_swimmer6 walker_run "
     "walker_stand walker_walk"
 ).split()
-
-
-def choose_renderer() -> str:
-    """Set MUJOCO_GL to the off-screen library this machine has, unless the user chose one."""
-    if "MUJOCO_GL" not in os.environ:
-        found = [n for n, lib in (("egl", "EGL"), ("osmesa", "OSMesa")) if _library(lib)]
-        if not found:
-            raise EnvError(f"Found no off-screen OpenGL library. {GL_HELP}")
-        os.environ["MUJOCO_GL"] = found[0]
-    # dm_control asks PyOpenGL for a platform on its own; the two must agree
-    os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
-    return os.environ["MUJOCO_GL"]
-
-
-def _library(name: str) -> bool:
-    return ctypes.util.find_library(name) is not None
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -82,8 +59,12 @@ def _without_deprecations() -> Iterator[None]:
         logger.removeFilter(current)
 
 
-def _load(name: str, *, unlimited: bool) -> Any:
-    choose_renderer()
+def load(name: str, *, unlimited: bool = False, drawn: bool = True) -> Any:
+    """Load a suite task by our name; `unlimited` takes its time limit away.
+
+    `drawn` needs an off-screen OpenGL library.
+    """
+    choose_renderer(required=drawn)
     try:
         from dm_control import suite
     except (ImportError, AttributeError, RuntimeError) as error:
@@ -99,7 +80,10 @@ def _load(name: str, *, unlimited: bool) -> Any:
 
 
 class DmControl:
-    """One suite task; an episode ends by the suite's time limit, which is not a termination."""
+    """One suite task; an episode ends by the suite's time limit, which is not a termination.
+
+    "vector" is the suite's observation dictionary, flattened in its own order.
+    """
 
     def __init__(
         self,
@@ -108,33 +92,38 @@ class DmControl:
         image_size: int = 64,
         action_repeat: int = 2,
         render: Render = "reference",
+        observe: Literal["image", "state", "both"] = "image",
         unlimited: bool = False,
     ) -> None:
         assert image_size > 0 and action_repeat > 0
-        self._env = _load(name, unlimited=unlimited)
+        self._drawn, self._state = observe != "state", observe != "image"
+        self._env = load(name, unlimited=unlimited, drawn=self._drawn)
         action = self._env.action_spec()
+        parts = self._env.observation_spec().values() if self._state else ()
         self.spec = EnvSpec(
             task=f"dmc/{name}",
             action_size=int(np.prod(action.shape)),
             discrete=False,
-            image_shape=(image_size, image_size, 3),
+            image_shape=(image_size, image_size, 3) if self._drawn else None,
+            vector_size=sum(int(np.prod(part.shape)) for part in parts),
             action_repeat=action_repeat,
-            protocol=f"render={render}",
+            protocol=protocol(render, observe),
         )
-        self._low = np.asarray(action.minimum, np.float64)
-        self._high = np.asarray(action.maximum, np.float64)
+        low, high = np.asarray(action.minimum), np.asarray(action.maximum)
+        unlimited_control = high >= UNLIMITED
+        self._low = np.where(unlimited_control, -MAX_CONTROL, low)
+        self._high = np.where(unlimited_control, MAX_CONTROL, high)
         self._size = image_size
         self._repeat = action_repeat
         self._camera_id = CAMERAS.get(_split(name)[0], 0)
-        self._quick = render == "quick"
+        self._render: Render = render
         self._camera: Any = None
 
     def reset(self, seed: int) -> Obs:
         """Begin the episode of `seed`, whatever was played before."""
         # every suite task draws its episode from this generator and resets the physics
         self._env.task._random = np.random.RandomState(seed)
-        self._env.reset()
-        return {"image": self._picture()}
+        return self._obs(self._env.reset())
 
     def step(self, action: Array) -> Arrival:
         """Play the action, clipped to [-1, 1] and scaled to the actuators, `repeat` times."""
@@ -147,7 +136,7 @@ class DmControl:
             if moment.last():
                 break
         terminal = bool(moment.last() and moment.discount == 0.0)
-        return Arrival({"image": self._picture()}, reward, bool(moment.last()), terminal)
+        return Arrival(self._obs(moment), reward, bool(moment.last()), terminal)
 
     def close(self) -> None:
         """Free the rendering context before the interpreter tears its threads down."""
@@ -157,29 +146,23 @@ class DmControl:
             self._env.close()
             self._env = None
 
+    def _obs(self, moment: Any) -> Obs:
+        obs: Obs = {}
+        if self._drawn:
+            obs["image"] = self._picture()
+        if self._state:
+            parts = [np.ravel(part) for part in moment.observation.values()]
+            obs["vector"] = np.concatenate(parts).astype(np.float32)
+        return obs
+
     def _picture(self) -> Array:
         if self._camera is None:
-            self._camera = self._make_camera()
+            self._camera = open_camera(
+                self._env.physics,
+                self._size,
+                self._camera_id,
+                render=self._render,
+                task=self.spec.task,
+            )
         picture: Array = self._camera.render()
         return picture.copy()
-
-    def _make_camera(self) -> Any:
-        import mujoco
-        from dm_control.mujoco import engine
-
-        physics = self._env.physics
-        visual = physics.model.vis
-        visual.global_.offwidth = max(self._size, visual.global_.offwidth)
-        visual.global_.offheight = max(self._size, visual.global_.offheight)
-        if self._quick:  # both sizes are read once, when the context is made
-            visual.quality.offsamples = 0
-            visual.quality.shadowsize = 0
-        try:
-            camera = engine.Camera(physics, self._size, self._size, self._camera_id)
-            if self._quick:
-                camera.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-                camera.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-            camera.render()
-        except Exception as error:
-            raise EnvError(f"{self.spec.task} cannot render: {error!r}. {GL_HELP}") from error
-        return camera

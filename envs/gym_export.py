@@ -70,7 +70,7 @@ class ReverieGym(gymnasium.Env[dict[str, Any], Any]):
         arrival = self._env.step(row.astype(np.float32))
         self._obs = arrival.obs
         truncated = arrival.is_last and not arrival.is_terminal
-        info = {"interrupted": arrival.interrupted}
+        info = {"interrupted": arrival.interrupted, "success": arrival.success}
         return dict(self._obs), float(arrival.reward), arrival.is_terminal, truncated, info
 
     def render(self) -> Any:

@@ -232,7 +232,7 @@ class ProcessVec(SlotVec):
                 value[slot] = self._last[key][slot]
             row.reward[slot] = 0.0
             row.is_last[slot] = row.info["interrupted"][slot] = True
-            row.is_terminal[slot] = False
+            row.is_terminal[slot] = row.info["success"][slot] = False
         self._last = {k: v.copy() for k, v in row.obs.items()}
         return row
 

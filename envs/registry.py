@@ -1,6 +1,6 @@
 """From a task name "suite/task" to environments.
 
-Suites: "dmc" (dm_control pixels), "atari", "toy", "torch" (batched worlds on a device), "gym"
+Suites: "dmc" (dm_control), "metaworld", "atari", "toy", "torch" (batched worlds on a device), "gym"
 (any installed Gymnasium id, for example "gym/CartPole-v1"), and what `register` adds.
 """
 
@@ -10,7 +10,7 @@ import difflib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import gymnasium
 
@@ -19,7 +19,9 @@ from reverie.envs.dmc import TASKS as DMC_TASKS
 from reverie.envs.dmc import DmControl
 from reverie.envs.dot import Dot
 from reverie.envs.guards import Guarded, OnInvalid
-from reverie.envs.settings import ATARI_ONLY, EnvSettings
+from reverie.envs.metaworld import FIFTEEN, SIX, THREE, MetaWorld
+from reverie.envs.metaworld import TASKS as METAWORLD_TASKS
+from reverie.envs.settings import ATARI_ONLY, OBSERVED, EnvSettings, Observe
 from reverie.envs.single import ActionRepeat, Env, Purpose, TimeLimit
 from reverie.envs.specs import EnvError, VecEnv
 from reverie.envs.toy import Chain, Counter, Identity, Ones
@@ -40,6 +42,14 @@ TOYS: dict[str, str] = {
     "catch": "catch a falling ball; its sideways drift shows in two pictures, never in one",
 }
 
+TASK_SETS: dict[str, tuple[str, ...]] = {
+    "metaworld/three": tuple(f"metaworld/{name}" for name in THREE),
+    "metaworld/six": tuple(f"metaworld/{name}" for name in SIX),
+    "metaworld/fifteen": tuple(f"metaworld/{name}" for name in FIFTEEN),
+    "metaworld/fifty": tuple(f"metaworld/{name}" for name in METAWORLD_TASKS),
+}
+"""Tasks that one agent learns together; no environment plays a set."""
+
 _registered: dict[str, UserCtor] = {}
 
 
@@ -56,12 +66,20 @@ def tasks() -> list[TaskInfo]:
     """Return all named tasks; "gym/<EnvId>" and further Atari games work without being listed."""
     from reverie.envs.atari import ATARI_100K
 
-    listed = [TaskInfo(f"dmc/{n}", "dmc", "dm_control from pixels") for n in sorted(DMC_TASKS)]
+    pixels = "dm_control from pixels, or --env.observe state"
+    robot = "Meta-World from state, or --env.observe image"
+    listed = [TaskInfo(f"dmc/{n}", "dmc", pixels) for n in sorted(DMC_TASKS)]
+    listed += [TaskInfo(f"metaworld/{n}", "metaworld", robot) for n in METAWORLD_TASKS]
     listed += [TaskInfo(f"atari/{n}", "atari", "Atari 100k game") for n in ATARI_100K]
     listed += [TaskInfo(f"toy/{n}", "toy", summary) for n, summary in TOYS.items()]
     listed.append(TaskInfo("torch/dots", "torch", "toy/dot in batches on a device"))
     listed += [TaskInfo(n, n.split("/")[0], "registered by the user") for n in _registered]
     return listed
+
+
+def members(task: str) -> tuple[str, ...]:
+    """Return the tasks of a set; a plain task is the only member of itself."""
+    return TASK_SETS.get(task, (task,))
 
 
 def register(task: str, ctor: UserCtor) -> None:
@@ -75,7 +93,7 @@ def register(task: str, ctor: UserCtor) -> None:
     suite, _, name = task.partition("/")
     if not suite or not name:
         raise EnvError(f'Expected a task name "suite/name", found {task!r}.')
-    if suite in ("dmc", "atari", "toy", "torch", "gym"):
+    if suite in ("dmc", "metaworld", "atari", "toy", "torch", "gym"):
         raise EnvError(f"Expected a suite of your own, found the built-in suite {suite!r}.")
     if not callable(ctor):
         raise EnvError(f"Expected a function that builds {task}, found {type(ctor).__name__}.")
@@ -99,15 +117,23 @@ def make_vec(
     gray: bool = False,
     life_loss: bool = False,
     sticky: float = 0.0,
+    observe: Observe = "auto",
 ) -> VecEnv:
     """Build N environments of a task; `time_limit` counts agent steps.
 
-    "auto" uses worker processes for several environments, except for toys, and for Atari and torch
-    worlds, which are vectorised by themselves. `device` is where torch worlds live; `gray`,
-    `life_loss` and `sticky` are for Atari (see `EnvSettings`).
+    `workers` "auto" uses worker processes for several environments, except for toys, and for Atari
+    and torch worlds, which are vectorised by themselves. `device` is where torch worlds live;
+    `gray`, `life_loss` and `sticky` are for Atari, `observe` for dm_control and Meta-World (see
+    `EnvSettings`).
     """
     settings = _settings(
-        task, image_size, action_repeat, render=render, time_limit=time_limit, on_invalid=on_invalid
+        task,
+        image_size,
+        action_repeat,
+        render=render,
+        time_limit=time_limit,
+        on_invalid=on_invalid,
+        observe=observe,
     )
     settings = _with_atari(settings, gray=gray, life_loss=life_loss, sticky=sticky)
     suite = task.split("/")[0]
@@ -142,10 +168,17 @@ def make_env(
     render: Literal["reference", "quick"] = "reference",
     time_limit: int | None = None,
     on_invalid: OnInvalid = "error",
+    observe: Observe = "auto",
 ) -> Env:
     """Build one environment without slots or episode bookkeeping; not for atari and torch."""
     settings = _settings(
-        task, image_size, action_repeat, render=render, time_limit=time_limit, on_invalid=on_invalid
+        task,
+        image_size,
+        action_repeat,
+        render=render,
+        time_limit=time_limit,
+        on_invalid=on_invalid,
+        observe=observe,
     )
     if task.split("/")[0] in ("atari", "torch"):
         raise EnvError(f"{task} exists as a vector only: use make_vec({task!r}, 1, seed=0).")
@@ -160,6 +193,7 @@ def _settings(
     render: Literal["reference", "quick"],
     time_limit: int | None,
     on_invalid: OnInvalid,
+    observe: Observe,
 ) -> EnvSettings:
     require_known(task)
     repeat = REPEATS.get(task.split("/")[0], 1) if action_repeat is None else action_repeat
@@ -169,7 +203,22 @@ def _settings(
             raise EnvError(f"{task}: expected {field} >= 1, found {value}.")
     if render not in ("reference", "quick"):
         raise EnvError(f"{task}: expected render 'reference' or 'quick', found {render!r}.")
-    return EnvSettings(task, image_size, repeat, render, time_limit, on_invalid)
+    observed = _observed(task, observe)
+    return EnvSettings(task, image_size, repeat, render, time_limit, on_invalid, observe=observed)
+
+
+def _observed(task: str, observe: Observe) -> Observe:
+    """What "auto" stands for here; a suite with one kind of observation refuses all others."""
+    if observe not in get_args(Observe):
+        found = ", ".join(get_args(Observe))
+        raise EnvError(f"{task}: expected observe as one of {found}; found {observe!r}.")
+    default = OBSERVED.get(task.split("/")[0])
+    if default is None and observe != "auto":
+        raise EnvError(
+            f"{task}: expected observe auto, found {observe}; only {' and '.join(OBSERVED)} tasks "
+            "have it. Leave it out: what other environments give is what the agent sees."
+        )
+    return default if default is not None and observe == "auto" else observe
 
 
 def _with_atari(settings: EnvSettings, **chosen: Any) -> EnvSettings:
@@ -192,10 +241,15 @@ def require_known(task: str) -> None:
     suite, _, name = task.partition("/")
     if suite in ("gym", "atari") and name:
         return  # their own registries know the names
+    if task in TASK_SETS:
+        raise EnvError(
+            f"{task} is a set of tasks, which no environment plays. Expected one of them: "
+            f"{', '.join(members(task))}."
+        )
     known = [info.task for info in tasks()]
     if task in known:
         return
-    close = difflib.get_close_matches(task, known, n=3)
+    close = difflib.get_close_matches(task, [*known, *TASK_SETS], n=3)
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
     raise EnvError(
         f'Expected a task "suite/name", found {task!r}. {hint}`reverie tasks` lists all of them; '
@@ -212,6 +266,7 @@ def _build(settings: EnvSettings, user: UserCtor | None) -> Env:
             image_size=settings.image_size,
             action_repeat=settings.action_repeat,
             render=settings.render,
+            observe=_concrete(settings),
             unlimited=settings.time_limit is not None,
         )
     else:
@@ -225,6 +280,8 @@ def _build(settings: EnvSettings, user: UserCtor | None) -> Env:
 
 def _plain(suite: str, name: str, settings: EnvSettings, user: UserCtor | None) -> Env:
     size = settings.image_size
+    if suite == "metaworld":
+        return MetaWorld(name, image_size=size, render=settings.render, observe=_concrete(settings))
     if suite == "toy":
         pixels: dict[str, Any] = {
             "counter": Counter,
@@ -244,6 +301,11 @@ def _plain(suite: str, name: str, settings: EnvSettings, user: UserCtor | None) 
     if isinstance(made, gymnasium.Env):
         return GymEnv(lambda: made, settings.task, image_size=size)
     return made
+
+
+def _concrete(settings: EnvSettings) -> Literal["image", "state", "both"]:
+    assert settings.observe != "auto", f"{settings.task}: nothing was put in the place of auto"
+    return settings.observe
 
 
 def _gym_make(env_id: str) -> Any:

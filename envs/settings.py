@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from reverie.envs.specs import EnvError
 
+Observe = Literal["auto", "image", "state", "both"]
+
 
 @dataclass(frozen=True)
 class EnvSettings:
@@ -20,7 +22,7 @@ class EnvSettings:
     action_repeat: int = 1
     """Simulator steps per agent step."""
     render: Literal["reference", "quick"] = "reference"
-    """dm_control's picture, or the fast one without shadows."""
+    """MuJoCo's picture, or the fast one without shadows."""
     time_limit: int | None = None
     """Agent steps after which an episode is cut; None: as the suite has it."""
     on_invalid: Literal["error", "drop"] = "error"
@@ -31,7 +33,13 @@ class EnvSettings:
     """Atari: a lost life ends the learner's episode while the game goes on; for training."""
     sticky: float = 0.0
     """Atari: probability with which the emulator repeats its last action in a frame."""
+    observe: Observe = "auto"
+    """dm_control and Meta-World: pictures, the state as a vector, or both; `make_vec` writes here
+    what auto stands for."""
 
+
+OBSERVED: dict[str, Observe] = {"dmc": "image", "metaworld": "state"}
+"""What "auto" stands for in the suites whose tasks can be observed in more than one way."""
 
 ATARI_ONLY = ("gray", "life_loss", "sticky")
 """Settings that no other suite has."""

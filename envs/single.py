@@ -10,10 +10,10 @@ import numpy as np
 
 from reverie.envs.specs import Array, EnvSpec
 
-Purpose = Literal["train", "eval"]
+Purpose = Literal["train", "eval", "demo"]
 Obs = dict[str, Array]
 
-PURPOSE_IDS: dict[str, int] = {"train": 0, "eval": 1}
+PURPOSE_IDS: dict[str, int] = {"train": 0, "eval": 1, "demo": 2}
 
 
 class Arrival(NamedTuple):
@@ -25,6 +25,8 @@ class Arrival(NamedTuple):
     is_terminal: bool = False
     interrupted: bool = False
     """The episode was cut by a fault, so that its end says nothing about the task."""
+    success: bool = False
+    """The task was found solved on this arrival."""
 
 
 class Env(Protocol):
@@ -50,7 +52,7 @@ Ctor = Callable[[], Env]
 
 
 def episode_seed(seed: int, purpose: Purpose, slot: int, episode: int) -> int:
-    """Return the 32-bit seed of one episode; train and eval never share one by construction."""
+    """Return the 32-bit seed of one episode; purposes never share one by construction."""
     key = np.random.SeedSequence([seed, PURPOSE_IDS[purpose], slot, episode])
     return int(key.generate_state(1)[0])
 
@@ -82,7 +84,10 @@ class TimeLimit:
 
 
 class ActionRepeat:
-    """Plays every action `repeat` times and sums the rewards, stopping where the episode ends."""
+    """Plays every action `repeat` times and sums the rewards, stopping where the episode ends.
+
+    One solved simulator step makes the agent step a success.
+    """
 
     def __init__(self, env: Env, repeat: int) -> None:
         assert repeat > 0, f"an action is repeated at least once, found {repeat}"
@@ -96,13 +101,14 @@ class ActionRepeat:
 
     def step(self, action: Array) -> Arrival:
         """Advance by up to `repeat` simulator steps."""
-        total = 0.0
+        total, solved = 0.0, False
         for _ in range(self._repeat):
             arrival = self._env.step(action)
             total += arrival.reward
+            solved = solved or arrival.success
             if arrival.is_last:
                 break
-        return arrival._replace(reward=total)
+        return arrival._replace(reward=total, success=solved and not arrival.interrupted)
 
     def close(self) -> None:
         """Close the wrapped environment."""

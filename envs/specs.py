@@ -29,10 +29,14 @@ class EnvSpec:
     """(height, width, channels) of the uint8 image under the key "image"; None: no image."""
     vector_size: int = 0
     """Length of the float32 vector under the key "vector"; 0: none."""
+    proprio_size: int = 0
+    """Leading entries of the vector that belong to the robot itself; 0: no such split."""
     action_repeat: int = 1
     """Simulator steps per agent step; frames = agent steps x action_repeat."""
     protocol: str = ""
     """What a score must be reported with: render profile, stickiness, distractor."""
+    has_success: bool = False
+    """True: info["success"] says whether the task was solved; without it no row is a success."""
 
 
 @dataclass
@@ -55,8 +59,9 @@ class Step:
     is_terminal: Array
     """bool [N]; implies is_last."""
     info: dict[str, Array] = field(default_factory=dict)
-    """Extra [N] arrays: "interrupted" after a worker was lost; "life_lost" where `is_last` ends a
-    life and not the game, so that the episode goes on."""
+    """Extra [N] arrays: "interrupted" after a worker was lost; "success" where the task was found
+    solved, never in an interrupted row; "life_lost" where `is_last` ends a life and not the game,
+    so that the episode goes on."""
 
 
 class VecEnv(Protocol):

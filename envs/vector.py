@@ -161,7 +161,10 @@ def stack(arrivals: Sequence[Arrival]) -> Step:
         is_first=np.zeros(len(arrivals), np.bool_),
         is_last=np.array([a.is_last for a in arrivals], np.bool_),
         is_terminal=np.array([a.is_terminal for a in arrivals], np.bool_),
-        info={"interrupted": np.array([a.interrupted for a in arrivals], np.bool_)},
+        info={
+            "interrupted": np.array([a.interrupted for a in arrivals], np.bool_),
+            "success": np.array([a.success and not a.interrupted for a in arrivals], np.bool_),
+        },
     )
 
 

@@ -57,18 +57,19 @@ class Block:
         for key, value in self.obs.items():
             value[slot] = arrival.obs[key]
         self.reward[slot] = arrival.reward
-        self.flags[slot] = (arrival.is_last, arrival.is_terminal, arrival.interrupted)
+        success = arrival.success and not arrival.interrupted
+        self.flags[slot] = (arrival.is_last, arrival.is_terminal, arrival.interrupted, success)
 
     def read(self) -> Step:
         """Copy all slots; `is_first` is left to the caller."""
-        last, terminal, interrupted = self.flags.T.copy()
+        last, terminal, interrupted, success = self.flags.T.copy()
         return Step(
             obs={k: v.copy() for k, v in self.obs.items()},
             reward=self.reward.copy(),
             is_first=np.zeros_like(last),
             is_last=last,
             is_terminal=terminal,
-            info={"interrupted": interrupted},
+            info={"interrupted": interrupted, "success": success},
         )
 
 
@@ -76,7 +77,7 @@ def _layout(spec: EnvSpec, num_envs: int) -> dict[str, tuple[tuple[int, ...], An
     layout: dict[str, tuple[tuple[int, ...], Any]] = {
         "action": ((num_envs, spec.action_size), np.float32),
         "reward": ((num_envs,), np.float32),
-        "flags": ((num_envs, 3), np.bool_),
+        "flags": ((num_envs, 4), np.bool_),
     }
     if spec.image_shape is not None:
         layout["image"] = ((num_envs, *spec.image_shape), np.uint8)

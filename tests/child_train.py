@@ -9,8 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import point_world  # noqa: F401 (its tasks)
+
 from reverie.agents import registry
+from reverie.agents.imitation import ImitationTrainer
 from reverie.agents.resolve import resolve
+from reverie.agents.run_loop import RunLoop
 from reverie.agents.trainer import Trainer, train
 
 
@@ -27,16 +31,18 @@ def main() -> int:
         registry.AGENTS["mudreamer"] = "doubles:build_tiny"
     delay = float(os.environ.get("UPDATE_SECONDS", "0"))
     memory = os.environ.get("MEMORY_LEFT")
-    update = Trainer._update
+    loops: list[type[RunLoop]] = [Trainer, ImitationTrainer]
+    for loop in loops:
+        update = loop._update  # type: ignore[attr-defined]
 
-    def slow(self: Trainer) -> None:
-        print(f"ready {self.updates}", flush=True)
-        time.sleep(delay)
-        if memory is not None and self.updates == 0:
-            limit_memory(int(memory))
-        update(self)
+        def slow(self: RunLoop, update=update) -> None:  # type: ignore[no-untyped-def]
+            print(f"ready {self.updates}", flush=True)
+            time.sleep(delay)
+            if memory is not None and self.updates == 0:
+                limit_memory(int(memory))
+            update(self)
 
-    Trainer._update = slow  # type: ignore[method-assign]
+        loop._update = slow  # type: ignore[attr-defined]
     return train(resolve(settings["tree"], configs=settings["configs"]))
 
 

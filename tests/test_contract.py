@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from small_act_jepa import MODEL as SMALL_JEPA
+from small_act_jepa import demo_rows
 from small_spr import MODEL as SMALL_SPR
 from tiny_models import TINY, model, window_rows
 from torch import Tensor
 
 from reverie.agents.registry import AGENTS
+from reverie.world_models.act_jepa import ACTJEPAModel
 from reverie.world_models.config import WorldModelConfig
 from reverie.world_models.core import WorldModel
 from reverie.world_models.spr import SPRModel, stack_frames
@@ -56,6 +59,16 @@ def convolutional(**changes: Any) -> Case:
     return Case(net, rows, {"image": stacks}, lambda: ())
 
 
+def chunked(**changes: Any) -> Case:
+    cfg = replace(SMALL_JEPA, chunk=T, **changes)
+    image = (16, 16, 3) if "image" in cfg.inputs else None
+    net = ACTJEPAModel(cfg, action_size=3, vector_size=6, proprio_size=2, image_shape=image)
+    rows = demo_rows(batch=B, length=T, image=image)
+    task = rows["task"].unsqueeze(1).expand(B, T)
+    obs = {key: rows[key] for key in ("vector", "image") if key in rows}
+    return Case(net, rows, {**obs, "task": task}, lambda: ())
+
+
 LAGGING = {"target": "shared", "q_target_rate": 0.005, "noisy": False, "head": "shared"}
 
 FAMILIES: dict[str, Callable[[], Case]] = {
@@ -66,14 +79,17 @@ FAMILIES: dict[str, Callable[[], Case]] = {
     "spr": lambda: convolutional(),
     "spr-noaug": lambda: convolutional(dropout=0.5, target_rate=0.01),
     "sr-spr": lambda: convolutional(encoder="nature_same", transition_norm="none", **LAGGING),
+    "act-jepa": lambda: chunked(),
+    "act-jepa on actions": lambda: chunked(action_conditioned=True, targets=("proprio", "state")),
+    "act-jepa on images": lambda: chunked(inputs=("image",), targets=("image",)),
     "bbf": lambda: convolutional(encoder="impala", transition_norm="none", **LAGGING),
 }
 """Builder of every family; a further one is a line here."""
 
 
 def test_every_agent_that_predicts_is_held_to_the_contract() -> None:
-    # rainbow is the Q head of spr alone: it predicts no latent
-    assert set(AGENTS) - {"rainbow"} <= set(FAMILIES)
+    # rainbow is the Q head of spr alone, act and bc are act-jepa without its predictor
+    assert set(AGENTS) - {"rainbow", "act", "bc"} <= set(FAMILIES)
 
 
 @pytest.fixture(params=FAMILIES)
@@ -143,6 +159,10 @@ def test_rollout_is_a_function_of_start_actions_and_noise(case: Case) -> None:
     first = case.model.rollout(start, action, *noise)
     again = case.model.rollout(start, action, *noise)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    if not case.model.action_conditioned:
+        with pytest.raises(RuntimeError, match="not have been used"):
+            torch.autograd.grad(case.model.features(first).square().sum(), action)
+        return
     other = action.detach().clone()
     other[:, -1] = other[:, -1].roll(1, -1)
     changed = case.model.rollout(start, other, *noise)

@@ -23,6 +23,9 @@ class WorldModel(Protocol):
     loss_dims: tuple[str, ...]
     """Dimensions of every loss: ("B", "T"), or ("B",) where one row is learned from per window."""
 
+    action_conditioned: bool
+    """Whether `rollout` reads its actions; if not, nobody should ask what they change."""
+
     def encode(self, obs: dict[str, Tensor]) -> Tensor:
         """Representation network: observations [..., *] -> embedding [..., E]."""
         ...

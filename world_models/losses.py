@@ -117,6 +117,31 @@ def barlow_loss(left: Tensor, right: Tensor, off_diagonal: float = 5e-3) -> Tens
         return (error * torch.where(same > 0, 1.0, off_diagonal)).sum()
 
 
+def masked_l1(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """`valid / mean(valid) * mean |p - y|` [B, T] of [B, T, ...], over the feature axes (ACT-JEPA).
+
+    Its mean over B and T is the mean over the valid entries [B, T] alone: padding neither counts
+    nor dilutes, whatever it holds. 0 where nothing is valid.
+    gradient: to prediction and target, of valid entries; the caller detaches a target that is not
+    to move.
+    """
+    assert prediction.shape == target.shape, f"{prediction.shape} against {target.shape}"
+    weight = valid.detach().float()
+    error = (prediction.float() - target.float()).reshape(*weight.shape, -1)
+    # masked before the absolute value: a NaN in the padding reaches neither loss nor gradient
+    error = torch.where(weight.unsqueeze(-1) > 0, error, 0.0).abs()
+    return error.mean(-1) * (weight / weight.mean().clamp_min(1e-12))
+
+
+def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
+    """`KL[N(m, s^2) || N(0, I)] = 1/2 sum_z (m^2 + s^2 - 1 - ln s^2)` [B] of [B, Z] (ACT's CVAE).
+
+    gradient: to both.
+    """
+    mean, log_var = mean.float(), log_var.float()
+    return 0.5 * (mean.square() + torch.exp(log_var) - 1.0 - log_var).sum(-1)
+
+
 def _standardise(x: Tensor) -> Tensor:
     """Columns of [N, D] to mean 0 and variance 1."""
     x = x - x.mean(0)

@@ -57,6 +57,7 @@ class MuDreamerModel(nn.Module):
     """
 
     loss_dims = ("B", "T")
+    action_conditioned = True
 
     def __init__(
         self,

@@ -72,6 +72,8 @@ class SPRModel(nn.Module):
     uses and moves batch statistics there alone. Not recurrent: a latent is a function of one stack.
     """
 
+    action_conditioned = True
+
     def __init__(
         self, cfg: SPRModelConfig, *, action_size: int, image_shape: tuple[int, int, int]
     ) -> None:

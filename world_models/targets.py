@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
+Number = TypeVar("Number", float, Tensor)
 
 
 def ema_copy(module: M) -> M:
@@ -46,6 +47,18 @@ def ema_update(target: nn.Module, source: nn.Module, rate: float | Tensor) -> No
         torch._foreach_add_(own, change)
     else:
         torch._foreach_lerp_(own, new, rate)
+
+
+def linear_momentum(step: Number, total: float, start: float, end: float) -> Number:
+    """`m_k = min(m_K, m_0 + (m_K - m_0) k / K)` of an EMA target at step k (I-JEPA; ACT-JEPA).
+
+    The target moves at rate `1 - m_k`. Counted from the end, so that m_K is exact and a run that
+    ends at 1 freezes its target; a tensor `step` keeps the schedule on the device.
+    gradient: none.
+    """
+    left = 1.0 - step / total
+    left = left.clamp(0.0, 1.0) if isinstance(left, Tensor) else min(max(left, 0.0), 1.0)
+    return end - (end - start) * left
 
 
 def frozen_alias(module: M) -> M:

@@ -1,0 +1,171 @@
+"""What every way to train shares: checkpoints, signals, records and the state of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from reverie.agents.configs import RunConfig
+from reverie.agents.devices import resolve_device
+from reverie.agents.interface import Agent
+from reverie.agents.logger import Logger
+from reverie.agents.metrics import MetricMeans
+from reverie.agents.progress import Cadence, Progress
+from reverie.agents.rundir import RunDir
+from reverie.agents.savepoints import SavePoints, Segments
+from reverie.agents.stopping import NonFiniteGuard, StopRequest, check_memory
+
+
+class RunLoop:
+    """One run in memory. What happens next depends on counters alone, so that any pause is safe.
+
+    A way to train builds its parts behind `super().__init__`, ends with `begin`, and says what
+    `run`, `steps` and `state_dict` are.
+    """
+
+    agent: Agent
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        run: RunDir,
+        stop: StopRequest,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Counters and device; nothing is loaded yet."""
+        self.cfg, self.run_dir, self.stop, self.clock = cfg, run, stop, clock
+        self.device = resolve_device(cfg.train.device)
+        self.guard = NonFiniteGuard(
+            run.path / "nonfinite", limit=cfg.train.max_nonfinite, device=self.device
+        )
+        self.updates = 0
+        self.evaluated: dict[str, Any] = {"step": -1, "count": 0, "mean": None}
+        self.means = MetricMeans()
+
+    def begin(self, progress: Progress, *, segments: Segments | None = None) -> None:
+        """Load the newest valid checkpoint, if there is one, and open the run's records.
+
+        `segments` are files beside the checkpoints that these name.
+        """
+        cfg = self.cfg.train
+        self.progress = progress
+        self.saves = SavePoints(
+            self.run_dir.path, segments, keep=cfg.checkpoint_keep, warn=progress.note
+        )
+        resumed = self._resume()
+        self.logger = Logger(self.run_dir.path, resume_step=self.steps if resumed else None)
+        self.save_due = Cadence(
+            steps=cfg.checkpoint_every,
+            seconds=60 * cfg.checkpoint_minutes,
+            start=self.steps,
+            clock=self.clock,
+        )
+        for note in self.run_dir.notes:
+            progress.note(note)
+
+    # what a way to train says
+
+    @property
+    def steps(self) -> int:
+        """The x-axis of every record, in the unit of the budget."""
+        raise AssertionError(f"{type(self).__name__} does not say how far it is")
+
+    def run(self) -> int:
+        """Loop until the budget is spent or a signal arrives; returns the exit code."""
+        raise AssertionError(f"{type(self).__name__} does not say how it trains")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a bit-identical continuation needs, besides what is added here."""
+        return {
+            "updates": self.updates,
+            "evaluated": dict(self.evaluated),
+            "agent": self.agent.state_dict(),
+            "guard": self.guard.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> list[str]:
+        """Inverse of `state_dict`; returns notes on what could not be restored."""
+        self.updates = int(state["updates"])
+        self.evaluated = dict(state["evaluated"])
+        self.agent.load_state_dict(state["agent"])
+        self.guard.load_state_dict(state["guard"])
+        return []
+
+    def counters(self) -> dict[str, float]:
+        """Numbers logged beside the means of the losses."""
+        return {
+            "count/updates": self.updates,
+            "count/nonfinite_updates": self.guard.total,
+            "count/lost_records": self.logger.lost,
+            "speed/updates": self.progress.rates.updates,
+        }
+
+    def standing(self) -> dict[str, Any]:
+        """How the run stands, for status.json."""
+        return {
+            "step": self.steps,
+            "steps": self.cfg.train.steps,
+            "updates": self.updates,
+            "saved_at": self.saves.at,
+            "evaluation": self.evaluated,
+            "nonfinite_updates": self.guard.total,
+        }
+
+    # what the ways share
+
+    def _report(self) -> None:
+        check_memory()
+        self.guard.check()
+        losses = self.means.take()
+        self.progress.update(self.steps, self.updates, _shown(losses))
+        self.logger.scalars(self.steps, losses | self.counters())
+        self.run_dir.status("running", **self.standing())
+
+    def _preempted(self, code: int) -> int:
+        saved = self._save()
+        reason = f"signal, exit code {code}" + ("" if saved else "; the last save failed")
+        self.run_dir.status("preempted", reason=reason, **self.standing())
+        return code
+
+    def _save(self, *, score: float | None = None) -> bool:
+        return self.saves.save((self.steps, self.updates), self.state_dict, score=score)
+
+    def _resume(self) -> bool:
+        found = self.saves.load()
+        if found is None:
+            return False
+        state, notes = found
+        self.run_dir.notes += notes + self.load_state_dict(state)
+        self.saves.at = (self.steps, self.updates)
+        self.run_dir.notes.append(
+            f"resumed at step {self.steps:,} of {self.cfg.train.steps:,}, update {self.updates:,}"
+        )
+        return True
+
+    def close(self) -> None:
+        """Close records; safe to call twice."""
+        self.progress.close()
+        self.logger.close()
+
+    def __enter__(self) -> Self:
+        """Nothing to do: everything is open."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+def _shown(losses: dict[str, float]) -> dict[str, float]:
+    """The few losses that fit the progress line: totals, where an agent has them."""
+    names = [name for name in losses if name.startswith("loss/")]
+    totals = [name for name in names if name.endswith("total")] or names[:3]
+    return {name.removeprefix("loss/").removesuffix("_total"): losses[name] for name in totals}
