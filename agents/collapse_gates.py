@@ -34,17 +34,19 @@ class Gate(NamedTuple):
         return f"{self.name} {value:.4g}, expected {' and '.join(bounds)}"
 
 
-COMMON = (Gate("health/target_cosine", below=0.9), Gate(MARK, below=0.6))
-"""One code for everything, or predictions hardly better than the mean of the targets."""
+COMMON = (Gate(MARK, below=0.6),)
+"""Predictions hardly better than the mean of the targets."""
 
-ONE_TASK = (Gate("health/target_std", above=0.15),)
-"""Within a task targets spread less; how many directions they need is the task's affair."""
+ONE_TASK = (Gate("health/target_std", above=0.15), Gate("health/target_cosine", below=0.98))
+"""Within a task targets spread less, and at their fixed scale the cosine is about sqrt(1 - std^2);
+how many directions they need is the task's affair."""
 
 SEVERAL_TASKS = (
     *(Gate("health/target_std", above=0.45), Gate("health/task_std", above=0.15)),
-    Gate("health/top_share", below=0.7),
+    *(Gate("health/target_cosine", below=0.9), Gate("health/top_share", below=0.7)),
 )
-"""The std over tasks, that within the most frequent one, and the share of the first direction."""
+"""The std over tasks, that within the most frequent one, one code for everything, and the share of
+the first direction."""
 
 SIGREG = (Gate("health/projected_std", above=0.4, below=1.5), Gate("health/sigreg", below=5.0))
 """What the regulariser asks of its projections, in place of the targets' std."""

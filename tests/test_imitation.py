@@ -150,6 +150,7 @@ def test_it_learns_to_reach_the_goal(demos: Path, tmp_path: Path) -> None:
     cfg = learning(tmp_path, demos)
     assert train(cfg) == 0
     assert read_status(tmp_path)["evaluation"]["success"] >= 0.9
+    assert read_status(tmp_path)["health"]["failed"] == []
     assert cli.main(["eval", str(tmp_path), "--controls"]) == 0
     results = json.loads((tmp_path / "evaluation-000000300.json").read_text())["results"]
     assert max(results[way]["success"] for way in ("random", "zero", "blank")) < 0.5

@@ -164,6 +164,10 @@ def test_a_single_task_may_spread_less() -> None:
     assert failed(found) == ["health/target_std", "health/top_share"]
     found["health/target_std"] = 0.1
     assert failed(found, several=False) == ["health/target_std"]
+    # at the scale of a LayerNorm a smaller spread is a larger cosine: a healthy run's numbers
+    alone = HEALTHY | {"health/target_std": 0.37, "health/target_cosine": 0.93}
+    assert failed(alone, several=False) == []
+    assert failed(alone | {"health/target_cosine": 0.99}, several=False) == ["health/target_cosine"]
 
 
 def test_sigreg_answers_for_its_own_statistic() -> None:
