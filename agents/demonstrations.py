@@ -105,6 +105,8 @@ def make_command(cfg: RunConfig) -> str:
     words = ["reverie demos make", f"--task {cfg.task}", f"--episodes {wanted}"]
     if "image" in cfg.act_jepa.model.inputs:
         words.append(f"--observe both --image-size {cfg.env.image_size} --render {cfg.env.render}")
+    if cfg.env.time_limit is not None:
+        words.append(f"--time-limit {cfg.env.time_limit}")
     if cfg.demos.path is not None:
         words.append(f"--out {shlex.quote(cfg.demos.path)}")
     return " ".join(words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -93,7 +94,7 @@ def study(
     folder = demo_folder(cells[0].cfg)
     if not folder.exists() or not all(cell.done for cell in cells):
         console.print(f"demonstrations in {folder}")
-        status = demos(["make", *make_command(cells[0].cfg).split()[3:]])
+        status = demos(["make", *shlex.split(make_command(cells[0].cfg))[3:]])
         if status:
             return status
     failed = train(cells, jobs=jobs, console=console)
