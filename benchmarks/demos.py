@@ -17,8 +17,9 @@ from reverie.agents.configs import ConfigError
 from reverie.agents.demo_make import Job, RecordingStopped, Tally, build, observed
 from reverie.agents.demo_store import DemoSpec
 from reverie.agents.demo_workers import record_all
-from reverie.agents.demonstrations import default_folder
+from reverie.agents.demonstrations import default_folder, make_command
 from reverie.agents.progress import Progress
+from reverie.agents.resolve import resolve
 from reverie.agents.stopping import StopRequest
 from reverie.benchmarks.demo_player import run_player, run_settings
 from reverie.benchmarks.demo_table import show
@@ -31,6 +32,9 @@ IMAGE_SIZE = 84
 
 USUAL_EPISODES = 50
 """Episodes of a task that training asks for: 40 to learn from, 10 held out."""
+
+RECIPES = ("six", "three", "fifteen")
+"""Presets that learn from demonstrations of their own."""
 
 
 @dataclass(frozen=True)
@@ -196,12 +200,8 @@ def as_table(tallies: Sequence[Tally], *, title: str) -> Table:
 def train_command(request: Request, job: Job, spec: DemoSpec) -> str:
     """Command line that learns from what was recorded."""
     settings = job.settings
-    words = [
-        "reverie train act-jepa",
-        *(_recipe(request.task, settings) or _plain(request, job, spec)),
-    ]
-    if settings.time_limit is not None:
-        words.append(f"--env.time-limit {settings.time_limit}")
+    recipe = _recipe(request.task, settings)
+    words = ["reverie train act-jepa", *(recipe or _plain(request, job, spec))]
     if request.episodes < USUAL_EPISODES:
         held_out = request.episodes // 5
         words.append(f"--demos.train-episodes {request.episodes - held_out}")
@@ -215,11 +215,11 @@ def train_command(request: Request, job: Job, spec: DemoSpec) -> str:
 
 def _recipe(task: str, settings: EnvSettings) -> list[str]:
     """The preset made for these very demonstrations, if there is one."""
-    if task == "metaworld/six" and settings.observe == "state":
-        return ["--config six"]
-    pixels = (settings.observe, settings.image_size, settings.render)
-    if task == "metaworld/fifteen" and pixels == ("both", 84, "quick"):
-        return ["--config fifteen"]
+    for name in RECIPES:
+        cfg = resolve({}, configs=[name])
+        own = parse(shlex.split(make_command(cfg))[3:])
+        if own.task == task and jobs_of(own)[0].settings == settings:
+            return ["--config", name]
     return []
 
 
@@ -236,4 +236,6 @@ def _plain(request: Request, job: Job, spec: DemoSpec) -> list[str]:
         words.append(f"--act-jepa.model.inputs {inputs}")
     if not spec.vector_size:
         words.append("--act-jepa.model.targets image")
+    if settings.time_limit is not None:
+        words.append(f"--env.time-limit {settings.time_limit}")
     return words

@@ -77,15 +77,21 @@ class Child:
         )
         self.lines: list[str] = []
 
-    def wait_for(self, word: str) -> str:
-        """First line that begins with `word`; fails if the child ends before."""
+    def reaches(self, word: str) -> bool:
+        """Read up to the first line that begins with `word`; False: there was none."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line)
             if line.startswith(word):
-                return line
-        self.process.communicate()
-        raise AssertionError(f"no line {word!r} in:\n{''.join(self.lines)}")
+                return True
+        return False
+
+    def wait_for(self, word: str) -> str:
+        """First line that begins with `word`; fails if the child ends before."""
+        if not self.reaches(word):
+            self.process.communicate()
+            raise AssertionError(f"no line {word!r} in:\n{self.output}")
+        return self.lines[-1]
 
     def kill_after(self, seconds: float, signal: int) -> None:
         threading.Timer(seconds, lambda: self.process.send_signal(signal)).start()

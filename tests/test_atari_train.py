@@ -201,7 +201,9 @@ def test_fault_01_sigkill_between_lives(tmp_path: Path) -> None:
     rng = np.random.default_rng(time.time_ns())
     for _ in range(5):
         child = Child(parts, agent="spr", configs=("debug",), UPDATE_SECONDS="0.005")
-        child.wait_for("ready")
+        if not child.reaches("ready"):  # a late kill may have left nothing to do
+            assert child.finish() == 0, child.output
+            break
         child.kill_after(float(rng.uniform(0.1, 1.5)), signal.SIGKILL)
         if child.finish() == 0:
             break

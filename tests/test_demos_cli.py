@@ -116,13 +116,15 @@ def test_fault_03_a_signal_ends_with_a_status_and_whole_shards(tmp_path: Path) -
 
 
 def test_recording_and_training_look_in_the_same_folder() -> None:
-    for configs in (["six"], ["fifteen"]):
+    sizes = {"six": 6, "three": 3, "fifteen": 15}
+    assert sizes.keys() == set(demos.RECIPES)
+    for configs in ([name] for name in sizes):
         cfg = resolve({}, configs=configs)
         words = shlex.split(make_command(cfg))[3:]
         request = demos.parse(words)
         jobs = demos.jobs_of(request)
         assert jobs[0].folder.parent == demo_folder(cfg)
-        assert len(jobs) == len({job.settings.task for job in jobs}) in (6, 15)
+        assert len(jobs) == len({job.settings.task for job in jobs}) == sizes[configs[0]]
         assert jobs[0].settings.observe == ("state" if configs == ["six"] else "both")
         assert jobs[0].episodes == 50
         again = demos.train_command(request, jobs[0], spec=None)

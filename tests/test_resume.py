@@ -195,7 +195,9 @@ def test_fault_01_sigkill_at_random_moments(tmp_path: Path, tiny_agent: None) ->
     rng = np.random.default_rng(time.time_ns())
     for _ in range(10):
         child = Child(tree, UPDATE_SECONDS="0.005")
-        child.wait_for("ready")
+        if not child.reaches("ready"):  # a late kill may have left nothing to do
+            assert child.finish() == 0, child.output
+            break
         child.kill_after(float(rng.uniform(0.0, 0.4)), signal.SIGKILL)
         if child.finish() == 0:
             break

@@ -247,7 +247,9 @@ def test_fault_01_sigkill_at_random_moments(agent: str, tmp_path: Path) -> None:
     parts, rng = tree(tmp_path / "parts", agent, **changes), np.random.default_rng(time.time_ns())
     for _ in range(5):
         child = Child(parts, agent=agent, configs=("debug",), UPDATE_SECONDS="0.01")
-        child.wait_for("ready")
+        if not child.reaches("ready"):  # a late kill may have left nothing to do
+            assert child.finish() == 0, child.output
+            break
         child.kill_after(float(rng.uniform(0.0, 0.8)), signal.SIGKILL)
         if child.finish() == 0:
             break
