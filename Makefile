@@ -11,7 +11,7 @@ TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org
 export MUJOCO_GL ?= egl
 export RL_WARNINGS ?= 0
 
-.PHONY: demo imitation test test-metaworld check lint setup setup-metaworld gl clean
+.PHONY: demo imitation test test-metaworld check lint setup setup-metaworld gl browser clean
 
 demo: setup gl
 	$(BIN)/reverie demo $(DEMO_ARGS)
@@ -19,7 +19,7 @@ demo: setup gl
 imitation: setup-metaworld ## ACT-JEPA beside ACT, BC and a collapsed control on six Meta-World tasks
 	$(METAWORLD_BIN)/reverie bench imitation $(IMITATION_ARGS)
 
-test: setup gl ## everything but gpu, nightly and metaworld, at most 20 minutes on 2 cores
+test: setup gl browser ## everything but gpu, nightly and metaworld, at most 20 minutes on 2 cores
 	$(BIN)/python -m pytest -n auto -m "not gpu and not nightly and not metaworld" $(PYTEST_ARGS)
 
 test-metaworld: setup-metaworld ## what needs Meta-World
@@ -48,6 +48,9 @@ $(METAWORLD_VENV)/.stamp-installed: pyproject.toml .ci/install
 
 gl:
 	@REVERIE_PYTHON="$(BIN)/python" .ci/gl
+
+browser: ## what opens report pages in tests
+	@.ci/browser
 
 clean:
 	rm -rf $(VENV) $(METAWORLD_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

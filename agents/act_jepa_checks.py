@@ -24,10 +24,11 @@ def _windows(cfg: RunConfig) -> list[str]:
         )
     if model.chunk == 1:
         problems.append("act_jepa.model.chunk: one action is no chunk; use 2 or more")
-    if demos.gates != "off" and model.w_jepa > 0 and not demos.held_out_episodes:
+    monitor = cfg.train.monitor
+    if monitor != "off" and model.w_jepa > 0 and not demos.held_out_episodes:
         problems.append(
-            f"demos.held_out_episodes: gates look at held-out episodes, expected at least 1 with "
-            f"demos.gates {demos.gates}, found 0; hold some out or use --demos.gates off"
+            f"demos.held_out_episodes: the monitor looks at held-out episodes, expected at least 1 "
+            f"with train.monitor {monitor}, found 0; hold some out or use --train.monitor off"
         )
     return problems
 

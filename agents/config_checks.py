@@ -16,10 +16,12 @@ ZERO_ALLOWED = {
     "train.eval_every",
     "train.eval_episodes",
     "train.checkpoint_minutes",
+    "train.inspect_every",
+    "train.inspect_probe",
     "env.sticky",
     "demos.held_out_episodes",
-    "demos.examine_every",
-    "demos.gates_from",
+    "train.monitor_every",
+    "train.monitor_from",
 }
 """Settings outside the agents that may be 0; every other number there must be positive."""
 
@@ -48,7 +50,7 @@ def find_problems(cfg: RunConfig) -> list[str]:
         own = act_jepa_problems(cfg)  # no replay, no prefill
     else:
         own = [*(spr_problems(cfg) if kind == "spr" else _windows(cfg)), *_schedule(cfg)]
-    return [*_ranges(cfg), *_sizes(cfg), *own, *_machine(cfg)]
+    return [*_ranges(cfg), *_sizes(cfg), *own, *_distraction(cfg), *_machine(cfg)]
 
 
 def _windows(cfg: RunConfig) -> list[str]:
@@ -136,6 +138,20 @@ def _schedule(cfg: RunConfig) -> list[str]:
             "nothing would be learned"
         )
     return problems
+
+
+def _distraction(cfg: RunConfig) -> list[str]:
+    if cfg.env.distractor == "none":
+        return []
+    # late: settings are read where no environment is
+    from reverie.envs.distractors.presets import require_defined
+    from reverie.envs.specs import EnvError
+
+    try:
+        require_defined(cfg.env.distractor, cfg.task)
+    except EnvError as error:
+        return [f"env.distractor: {error}"]
+    return []
 
 
 def _machine(cfg: RunConfig) -> list[str]:

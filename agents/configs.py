@@ -52,6 +52,12 @@ class EnvConfig:
     """Atari: a lost life ends the learner's episode, the game goes on; never in evaluation."""
     sticky: float = 0.0
     """Atari: probability with which the emulator repeats its last action in a frame."""
+    distractor: str = "none"
+    """dm_control, toy/dot and toy/home: what distracts, as `reverie distractors list` names it."""
+    distractor_source: str = "procedural"
+    """Clips behind the scene: procedural, static, noise, or a folder of videos."""
+    distractor_mask: Literal["preset", "blue", "exact"] = "preset"
+    """What the clips replace: as the preset has it, blue pixels, or all but the bodies."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,20 @@ class TrainConfig:
     """A checkpoint is due after this time as well."""
     checkpoint_keep: int = 2
     """Newest checkpoints kept; the best one is kept besides."""
+    inspect_every: int = 0
+    """Agent steps (ACT-JEPA family: updates) between two looks at what the agent imagines, with
+    one at the end, in TensorBoard and in the folder inspection; 0: none. Changes no result."""
+    inspect_probe: int = 0
+    """Updates of the probe decoder at every look, which draws what it reads from detached
+    features; 0: no probe decoder."""
+    monitor: Literal["warn", "stop", "off"] = "warn"
+    """What a collapsed representation does: a note, the tag health/alarms and an entry in
+    status.json; the end of the run as well; or nothing. It is looked at in any case."""
+    monitor_every: int = 500
+    """Updates between two looks at the representation, and one at the end of the run; 0: only
+    that."""
+    monitor_from: int = 500
+    """Updates before which no look is judged, because nothing is learned yet."""
     max_nonfinite: int = 20
     """Consecutive skipped (NaN or infinite) updates after which the run stops."""
     threads: int = 1
@@ -115,17 +135,9 @@ class DemosConfig:
     train_episodes: int = 40
     """Episodes of each task to learn from, the first ones in the order of the shards."""
     held_out_episodes: int = 10
-    """Episodes behind them, never learned from, for probes and gates; 0: neither."""
+    """Episodes behind them, never learned from, for probes and the monitor; 0: neither."""
     verify: bool = True
     """Compare every file with its checksum before training."""
-    examine_every: int = 250
-    """Updates between two looks at the latents of held-out windows; 0: only at the end."""
-    gates: Literal["warn", "stop", "off"] = "warn"
-    """What a collapsed latent does: a note and an entry in status.json, the end of the run, or
-    nothing."""
-    gates_from: int = 500
-    """Updates before which no gate is applied, because nothing is predicted yet; the look at the
-    end of the run counts in any case."""
 
 
 @dataclass(frozen=True)

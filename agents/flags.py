@@ -14,7 +14,10 @@ from reverie.agents.resolve import resolve
 EPILOG = """Presets are laid in this order: task suite, agent family, agent, --size, every \
 --config (a preset's name or a TOML file), then the other flags. The same command resumes an \
 interrupted run; --fresh refuses to. --budget N (100k, 1.5M) is short for --train.steps: actions \
-of the agent, not frames."""
+of the agent, not frames. --distractor NAME is short for --env.distractor."""
+
+SHORT = {"budget": "train.steps", "distractor": "env.distractor"}
+"""Flags that are settings under another name."""
 
 
 def config_from_args(args: Sequence[str], *, agent: str | None = None) -> RunConfig:
@@ -33,7 +36,7 @@ def config_from_args(args: Sequence[str], *, agent: str | None = None) -> RunCon
             del flags["agent"]
     problems += [f"unexpected argument {word!r}; settings are --name value" for word in words]
     configs = flags.pop("config", [])
-    _budget(flags, problems)
+    _shortened(flags, problems)
     for name, values in flags.items():
         _plant(tree, name, values, problems)
     if "help" in flags:
@@ -70,20 +73,29 @@ def split_flags(args: Sequence[str]) -> tuple[list[str], dict[str, list[str]], l
     return words, flags, problems
 
 
-def _budget(flags: dict[str, list[str]], problems: list[str]) -> None:
-    """Turn --budget into train.steps."""
-    if "budget" not in flags:
-        return
-    text = " ".join(flags.pop("budget"))
+def _shortened(flags: dict[str, list[str]], problems: list[str]) -> None:
+    """Turn short flags into the settings that they stand for."""
+    for short, name in SHORT.items():
+        if short not in flags:
+            continue
+        values = flags.pop(short)
+        if short == "budget":
+            values = _steps(" ".join(values), problems)
+        if name in flags:
+            problems.append(f"--{short}: is --{name} under another name; keep one of the two")
+        elif values or short != "budget":
+            flags[name] = values
+
+
+def _steps(text: str, problems: list[str]) -> list[str]:
+    """Agent steps of a budget such as 100k."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([kM]?)", text)
     # exact: 8.2 * 1e6 is no whole float
     steps = Fraction(found[1]) * {"": 1, "k": 10**3, "M": 10**6}[found[2]] if found else None
     if steps is None or steps.denominator != 1:
         problems.append(f"--budget: expected agent steps such as 100k or 1.5M, found {text!r}")
-    elif "train.steps" in flags:
-        problems.append("--budget: is --train.steps under another name; keep one of the two")
-    else:
-        flags["train.steps"] = [str(int(steps))]
+        return []
+    return [str(int(steps))]
 
 
 def _plant(tree: Tree, name: str, values: list[str], problems: list[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from reverie.agents.checkpoint import CheckpointError
-from reverie.agents.collapse_gates import CollapseError, gates
+from reverie.agents.collapse_monitor import CollapseMonitor, gates
 from reverie.agents.configs import RunConfig
 from reverie.agents.demo_evaluation import evaluate_tasks, probe, probed_offsets, shown
 from reverie.agents.demo_store import DemoError
@@ -43,8 +43,7 @@ class ImitationTrainer(RunLoop):
         self.agent = build_imitator(
             self.spec, cfg, tasks=self.data.tasks, statistics=self.data.train.statistics()
         )
-        self.health: dict[str, Any] = {}
-        self.examined = -1
+        self.monitor = CollapseMonitor(gates(cfg, tasks=len(self.data.tasks)))
         self.begin(Progress(cfg.train.steps, unit="update", clock=clock))
 
     @property
@@ -59,8 +58,10 @@ class ImitationTrainer(RunLoop):
         while True:
             if self.stop.code is not None:
                 return self._preempted(self.stop.code)
-            self._examine_if_due()
+            self._monitor_if_due(over=self._over)
+            self._stop_if_collapsed()
             self._evaluate_if_due()
+            self._inspect_if_due()
             if self.save_due.due(self.updates):
                 self._save()
             if self.stop:
@@ -91,39 +92,19 @@ class ImitationTrainer(RunLoop):
 
     # what happens now and then
 
-    def _examine_if_due(self) -> None:
-        every = self.cfg.demos.examine_every
-        due = self._over or (every > 0 and self.updates > 0 and self.updates % every == 0)
-        if not due or self.examined == self.updates or self.data.held_out is None:
-            return
+    def examine(self) -> dict[str, float]:
+        """Losses and collapse diagnostics of held-out windows; none without such."""
+        if self.data.held_out is None:
+            return {}
         rng = stream(self.cfg.seed, "report", self.updates)
         shape = (self.cfg.train.batch_size, self.cfg.act_jepa.model.chunk)
         measured = self.agent.examine(self.data.held_out, rng, shape)
-        found = {key: float(value) for key, value in measured.items()}
-        failed = self._failed_gates(found)
-        health = {key: value for key, value in found.items() if key.startswith("health/")}
-        self.health = {"update": self.updates, "failed": failed, **health}
-        if failed is not None:
-            found["health/gates_failed"] = len(failed)
-        self.logger.scalars(self.updates, found)
-        for breach in failed or ():
-            self.progress.note(f"update {self.updates:,}: collapse? {breach}")
-        if failed and self.cfg.demos.gates == "stop":
-            self._save()  # not marked as examined: the same command looks again
-            raise CollapseError(
-                f"the latent prediction has collapsed at update {self.updates:,}: "
-                f"{'; '.join(failed)}; the run is saved; continue it with --demos.gates warn, or "
-                "train another with act_jepa.model.guard ema"
-            )
-        self.examined = self.updates
+        return {key: float(value) for key, value in measured.items()}
 
-    def _failed_gates(self, found: dict[str, float]) -> list[str] | None:
-        """Sentences; None where no gate is applied."""
-        demos, steps = self.cfg.demos, self.cfg.train.steps
-        if demos.gates == "off" or self.updates < min(demos.gates_from, steps):
-            return None
-        guard, several = self.cfg.act_jepa.model.guard, len(self.data.tasks) > 1
-        return gates(found, several_tasks=several, guard=guard)
+    def _inspect_if_due(self) -> None:
+        if self.updates and self.inspector.due(self.updates, over=self._over):
+            windows = self.data.held_out or self.data.train
+            self.inspector.look(self.agent, windows, self.updates)
 
     def _evaluate_if_due(self) -> None:
         cfg = self.cfg.train
@@ -185,17 +166,9 @@ class ImitationTrainer(RunLoop):
         windows = self.progress.rates.updates * self.cfg.train.batch_size
         return super().counters() | {"speed/windows": windows}
 
-    def standing(self) -> dict[str, Any]:
-        """That of every run, and the health of its latents."""
-        return super().standing() | {"health": self.health}
-
     def state_dict(self) -> dict[str, Any]:
         """Everything a bit-identical continuation needs besides the demonstrations."""
-        return super().state_dict() | {
-            "demos": self.data.digest,
-            "examined": self.examined,
-            "health": dict(self.health),
-        }
+        return super().state_dict() | {"demos": self.data.digest}
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
         """Inverse of `state_dict`; DemoError if the run began on other demonstrations."""
@@ -205,6 +178,4 @@ class ImitationTrainer(RunLoop):
                 f"{state['demos']}, found {self.data.digest}); restore those, or choose another "
                 "--run"
             )
-        self.examined = int(state["examined"])
-        self.health = dict(state["health"])
         return super().load_state_dict(state)

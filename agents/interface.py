@@ -12,7 +12,8 @@ from torch import Tensor
 Carry = dict[str, Tensor]
 """Everything an agent remembers between two calls of `act`; tensors with N as first dimension."""
 
-Mode = Literal["train", "eval"]
+Mode = Literal["train", "eval", "greedy"]
+"""Greedy: as in evaluation, without a random number."""
 
 
 class Player(Protocol):

@@ -96,6 +96,9 @@ def _spec(cfg: RunConfig) -> EnvSpec | None:
         life_loss=cfg.env.life_loss,
         sticky=cfg.env.sticky,
         observe=cfg.env.observe,
+        distractor=cfg.env.distractor,
+        distractor_source=cfg.env.distractor_source,
+        distractor_mask=cfg.env.distractor_mask,
     )
     env.close()
     return env.spec

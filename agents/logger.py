@@ -8,6 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from reverie.agents.inspection.panels import encode_gif, encode_png
 from reverie.agents.jsonl import JsonLines, Record, keep_records, read_jsonl
 from reverie.agents.tensorboard_events import EventFile
 
@@ -57,6 +61,14 @@ class Logger:
     def text(self, step: int, tag: str, content: str) -> None:
         """Record a Markdown text in TensorBoard."""
         self._to_tensorboard(lambda events: events.text(step, tag, content))
+
+    def gif(self, step: int, tag: str, frames: NDArray[np.uint8], fps: float) -> None:
+        """Record an animation uint8 [T, H, W, 3] in TensorBoard."""
+        self._to_tensorboard(lambda events: events.picture(step, tag, encode_gif(frames, fps)))
+
+    def image(self, step: int, tag: str, picture: NDArray[np.uint8]) -> None:
+        """Record a picture uint8 [H, W, 3] in TensorBoard."""
+        self._to_tensorboard(lambda events: events.picture(step, tag, encode_png(picture)))
 
     def close(self) -> None:
         """Close all files; safe to call twice."""

@@ -17,6 +17,8 @@ from reverie.agents.mudreamer_config import MuDreamerConfig
 from reverie.agents.optim import ClippedAdam
 from reverie.agents.windows import LearnsFromWindows
 from reverie.envs.specs import EnvSpec
+from reverie.world_models.collapse import code_information, cosine_to_mean
+from reverie.world_models.monitor import ema_distance, spread, thinned, variance_spread
 from reverie.world_models.mudreamer import MuDreamerModel, Window
 from reverie.world_models.ops import categorical_entropy, categorical_kl, feature_std, unimix
 from reverie.world_models.rssm import Latents
@@ -134,21 +136,29 @@ class MuDreamer(LearnsFromWindows):
     ) -> tuple[Carry, Tensor]:
         """Filter `obs` [N, ...] and sample an action [N, A], in evaluation too (the protocol).
 
-        The encoder runs in eval mode. Continuous actions are clipped to [-1, 1].
+        Mode "greedy" takes the most probable latent and action instead. The encoder runs in eval
+        mode. Continuous actions are clipped to [-1, 1].
         """
-        generator = self._generators[mode]
-        rows = len(is_first)
         embed = self.model.encode(obs)
-        noise = self.model.draw_noise(rows, generator=generator)
+        latent_noise, action_noise = self._acting_noise(is_first.shape[0], mode)
         state = self.model.rssm.filter(
-            (carry["h"], carry["z"]), embed, carry["action"], is_first, noise
+            (carry["h"], carry["z"]), embed, carry["action"], is_first, latent_noise
         )
-        action, _ = self.behavior.policy(
-            self.model.features(state), self._action_noise(generator, rows)
-        )
+        action, _ = self.behavior.policy(self.model.features(state), action_noise)
         if not self.spec.discrete:
             action = action.clamp(-1.0, 1.0)
         return {"h": state.h, "z": state.z, "action": action}, action
+
+    def _acting_noise(self, rows: int, mode: Mode) -> tuple[Tensor, Tensor]:
+        """Noise of latent and action; greedy: that which makes every sample the mode."""
+        if mode == "greedy":
+            cfg, size = self.cfg.model, self.spec.action_size
+            even = torch.ones(rows, cfg.stoch, cfg.classes, device=self.device)
+            fill = 1.0 if self.spec.discrete else 0.0
+            return even, torch.full((rows, size), fill, device=self.device)
+        generator = self._generators[mode]
+        latent = self.model.draw_noise(rows, generator=generator)
+        return latent, self._action_noise(generator, rows)
 
     def _action_noise(self, generator: torch.Generator, *lead: int) -> Tensor:
         noise = torch.empty(*lead, self.spec.action_size, device=self.device)
@@ -247,7 +257,7 @@ class MuDreamer(LearnsFromWindows):
 
     @torch.no_grad()
     def report(self, batch: TensorDict) -> dict[str, Tensor]:
-        """Diagnostics too dear for every update: one-step prediction under shuffled actions.
+        """Diagnostics too dear for every update: collapse, and prediction under shuffled actions.
 
         A model that uses its actions predicts worse when they are permuted over the batch; a
         ratio near 1 betrays misaligned actions, which losses alone do not show.
@@ -259,7 +269,24 @@ class MuDreamer(LearnsFromWindows):
         window = self.model.window(rows, noise)
         action = rows["action"][:, 1:]
         real = self._one_step_kl(window, action)
-        return {"health/action_shuffle_ratio": self._one_step_kl(window, action.roll(1, 0)) / real}
+        found = {"health/action_shuffle_ratio": self._one_step_kl(window, action.roll(1, 0)) / real}
+        return found | self._collapse(window)
+
+    def _collapse(self, window: Window) -> dict[str, Tensor]:
+        """Spread of the posteriors that the prior predicts, and of the embeddings they read."""
+        posterior = unimix(window.latents.logits, self.cfg.model.unimix).flatten(0, 1)
+        information = code_information(posterior)
+        kl = categorical_kl(posterior, window.prior_prob.flatten(0, 1)).mean()
+        found = spread(thinned(posterior.flatten(1)))
+        found |= {"information": information, "loss_ratio": kl / information.clamp_min(1e-8)}
+        found["embed_cosine"] = cosine_to_mean(thinned(window.embed.flatten(0, 1)))
+        bn = variance_spread(self.model.encoder)
+        if bn is not None:
+            found["variance_spread"] = bn
+        slow, value = self.model.slow_value, self.model.value
+        if slow is not None and value is not None:
+            found["ema_distance"] = ema_distance(slow, value)
+        return {f"health/{name}": value for name, value in found.items()}
 
     def _one_step_kl(self, window: Window, action: Tensor) -> Tensor:
         """Mean KL [] of the posteriors from the prior that `action` [B, T-1, A] leads to."""

@@ -81,9 +81,12 @@ class Rates:
         return max(0.0, (last[column] - first[column]) / seconds) if seconds > 0 else 0.0
 
 
-class _Console(Console):
+class PipeConsole(Console):
+    """A console that tells when its reader has gone, instead of ending the process."""
+
     def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # rich would end the process
+        """Raise what happened."""
+        raise BrokenPipeError
 
 
 class Progress:
@@ -107,7 +110,7 @@ class Progress:
         self.rates = Rates(clock=clock)
         self.broken = False
         self._stream = stream or sys.stdout
-        self._console = _Console(file=self._stream, highlight=False)
+        self._console = PipeConsole(file=self._stream, highlight=False)
         self._every = REDRAW_S if self._console.is_terminal else every
         self._clock = clock
         self._next = -math.inf
@@ -178,7 +181,7 @@ class Progress:
             self._stream.flush()
         except (OSError, ValueError):
             self.broken = True
-            _silence(self._stream)
+            silence(self._stream)
 
 
 def duration(seconds: float) -> str:
@@ -190,7 +193,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _silence(stream: TextIO) -> None:
+def silence(stream: TextIO) -> None:
     """Point a broken stream at nothing, or Python fails while flushing it on exit."""
     with contextlib.suppress(OSError, ValueError):
         broken = stream.fileno()

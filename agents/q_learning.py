@@ -94,7 +94,7 @@ class QLearner:
         with torch.no_grad():
             target = self._target(batch, views, (noise.head, previous_head), schedule, generator)
         q_loss = categorical_nll(taken, target)
-        total, metrics = q_loss, {"loss/q": q_loss}
+        total, metrics = cfg.q_scale * q_loss, {"loss/q": q_loss}
         if cfg.model.predictions:
             found = self._prediction(batch, latent, views[2:-1], generator)
             total = total + model.loss_scales["spr"] * found["loss/spr"]
@@ -159,7 +159,11 @@ class QLearner:
         target = self.model.target_projection(future.flatten(0, 1), generator)
         target = target.view(count, -1, target.shape[-1]).transpose(0, 1)
         mask = sequence_mask(batch["is_last"][:, : count + 1])
-        found = {"loss/spr": spr_loss(predicted, target, mask)}
+        loss = spr_loss(predicted, target, mask)
+        if self.cfg.model.target == "online":  # the other half of the gradient, of value 0
+            mirrored = spr_loss(target, predicted, mask)
+            loss = loss + mirrored - mirrored.detach()
+        found = {"loss/spr": loss}
         with torch.no_grad():
             for name, k in (("first", 0), ("last", count - 1)):
                 at = slice(k, k + 1)

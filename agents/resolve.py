@@ -34,8 +34,9 @@ FAMILY_SIZES = {"spr": ("nano", "S"), "act_jepa": ("nano", "S")}
 PRESETS = Path(__file__).with_name("presets")
 """Folder of the packaged presets."""
 
-PLACE = ("run", "seed")
-"""Settings that say where a run lies and not what it is; they stay out of the hash."""
+PLACE = ("run", "seed", "train.inspect_every", "train.inspect_probe")
+"""Settings that say where a run lies, or how closely it is watched, and not what it is; they stay
+out of the hash."""
 
 
 def resolve(
@@ -129,8 +130,12 @@ def load(path: Path) -> RunConfig:
 
 
 def changed_settings(cfg: RunConfig) -> Tree:
-    """Dotted settings in which `cfg` differs from its agent, task and size presets."""
-    base = flatten(as_tree(resolve({"agent": cfg.agent, "task": cfg.task, "size": cfg.size})))
+    """Dotted settings in which `cfg` differs from its agent, task and size presets.
+
+    What distracts is part of the task.
+    """
+    own = {"agent": cfg.agent, "task": cfg.task, "size": cfg.size}
+    base = flatten(as_tree(resolve({**own, "env": {"distractor": cfg.env.distractor}})))
     mine = flatten(as_tree(cfg))
     return {name: mine[name] for name in mine if name not in PLACE and mine[name] != base[name]}
 
@@ -150,7 +155,8 @@ def run_directory(cfg: RunConfig) -> Path:
         return Path(cfg.run)
     suffix = override_hash(cfg)
     name = f"{cfg.agent}-{cfg.size}" + (f"-{suffix}" if suffix else "")
-    return Path("runs", *cfg.task.split("/"), name, str(cfg.seed))
+    distracted = "" if cfg.env.distractor == "none" else f"+{cfg.env.distractor}"
+    return Path("runs", *f"{cfg.task}{distracted}".split("/"), name, str(cfg.seed))
 
 
 def with_overrides(cfg: RunConfig, tree: Mapping[str, Any]) -> RunConfig:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from reverie.agents.collapse_monitor import CollapseError, CollapseMonitor, gates
 from reverie.agents.configs import RunConfig
 from reverie.agents.devices import resolve_device
+from reverie.agents.inspection.inspector import Inspector
 from reverie.agents.interface import Agent
 from reverie.agents.logger import Logger
 from reverie.agents.metrics import MetricMeans
@@ -44,6 +46,7 @@ class RunLoop:
         self.updates = 0
         self.evaluated: dict[str, Any] = {"step": -1, "count": 0, "mean": None}
         self.means = MetricMeans()
+        self.monitor = CollapseMonitor(gates(cfg))
 
     def begin(self, progress: Progress, *, segments: Segments | None = None) -> None:
         """Load the newest valid checkpoint, if there is one, and open the run's records.
@@ -62,6 +65,9 @@ class RunLoop:
             seconds=60 * cfg.checkpoint_minutes,
             start=self.steps,
             clock=self.clock,
+        )
+        self.inspector = Inspector(
+            self.cfg, self.run_dir.path, self.logger, start=self.steps, note=progress.note
         )
         for note in self.run_dir.notes:
             progress.note(note)
@@ -84,6 +90,7 @@ class RunLoop:
             "evaluated": dict(self.evaluated),
             "agent": self.agent.state_dict(),
             "guard": self.guard.state_dict(),
+            "monitor": self.monitor.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
@@ -92,6 +99,7 @@ class RunLoop:
         self.evaluated = dict(state["evaluated"])
         self.agent.load_state_dict(state["agent"])
         self.guard.load_state_dict(state["guard"])
+        self.monitor.load_state_dict(state["monitor"])
         return []
 
     def counters(self) -> dict[str, float]:
@@ -112,9 +120,43 @@ class RunLoop:
             "saved_at": self.saves.at,
             "evaluation": self.evaluated,
             "nonfinite_updates": self.guard.total,
+            "health": self.monitor.status(),
         }
 
+    def examine(self) -> dict[str, float]:
+        """Numbers of the agent as it is, which change nothing; none where nothing can be shown."""
+        raise AssertionError(f"{type(self).__name__} does not say what it looks at")
+
     # what the ways share
+
+    def _monitor_if_due(self, *, over: bool) -> None:
+        cfg = self.cfg.train
+        due = over or (cfg.monitor_every > 0 and self.updates % cfg.monitor_every == 0)
+        if not due or self.updates in (0, self.monitor.looked):
+            return
+        found = self.examine()
+        if not found:
+            return
+        judge = cfg.monitor != "off" and self.updates >= cfg.monitor_from
+        for sentence in self.monitor.look(self.updates, found, judge=judge):
+            self.progress.note(f"update {self.updates:,}: {sentence}")
+        if judge:
+            alarms = len(self.monitor.alarms)
+            found["health/alarms"] = alarms
+            self.progress.update(self.steps, self.updates, {"alarms": alarms})
+        self.logger.scalars(self.steps, found)
+
+    def _stop_if_collapsed(self) -> None:
+        """Raises CollapseError where an alarm is to end the run; the same command raises again."""
+        if self.cfg.train.monitor != "stop" or not self.monitor.alarms:
+            return
+        self._save()
+        raise CollapseError(
+            f"the representation has collapsed at update {self.updates:,}: "
+            f"{'; '.join(self.monitor.alarms.values())}; the run is saved; continue it with "
+            "--train.monitor warn, or train another with more that holds its latents "
+            "(ACT-JEPA: act_jepa.model.guard ema)"
+        )
 
     def _report(self) -> None:
         check_memory()

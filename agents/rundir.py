@@ -16,13 +16,13 @@ from reverie.agents.checkpoint import checkpoints, clean_temporary
 from reverie.agents.files import write_atomic
 from reverie.agents.fingerprint import changes, fingerprint
 from reverie.agents.overlays import flatten
+from reverie.agents.run_status import STATUS, read_status
 from reverie.agents.runlock import RunDirError, RunLock
 
 __all__ = ["RunDir", "RunDirError", "RunState", "read_status", "write_atomic"]
 
 CONFIG = "config.toml"
 FINGERPRINT = "fingerprint.json"
-STATUS = "status.json"
 
 RunState = Literal["running", "done", "failed", "preempted"]
 _log = logging.getLogger(__name__)
@@ -157,15 +157,6 @@ class RunDir:
         self.promise = "statistical"
         self.notes.append(note)
         _log.warning(note)
-
-
-def read_status(run_dir: Path) -> dict[str, Any]:
-    """Content of status.json; {} if there is none that can be read."""
-    try:
-        found = json.loads((run_dir / STATUS).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _differences(

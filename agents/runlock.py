@@ -22,6 +22,14 @@ class RunDirError(RuntimeError):
     """A run directory cannot be used; the message says who or what stands in the way."""
 
 
+class InUseError(RunDirError):
+    """Another process works there; `holder` is what it said of itself, as far as it is known."""
+
+    def __init__(self, message: str, holder: dict[str, Any]) -> None:
+        self.holder = holder
+        super().__init__(message)
+
+
 class RunLock:
     """Exclusive lock on a run directory, released by the kernel even after SIGKILL.
 
@@ -30,7 +38,7 @@ class RunLock:
     """
 
     def __init__(self, run_dir: Path) -> None:
-        """Take the lock of an existing folder; RunDirError if another process holds it."""
+        """Take the lock of an existing folder; InUseError if another process holds it."""
         self.path = run_dir / LOCK
         try:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -61,9 +69,10 @@ class RunLock:
         locked = self._flock()
         holder = self._holder()
         if locked is False or (holder and _alive(holder, self.path, kernel_locks=bool(locked))):
-            raise RunDirError(
+            raise InUseError(
                 f"{self.path.parent} is in use by process {holder.get('pid', '?')} on host "
-                f"{holder.get('host', '?')}: wait for it, stop it, or choose another --run"
+                f"{holder.get('host', '?')}: wait for it, stop it, or choose another --run",
+                holder,
             )
         self.taken_over = holder or None
         os.ftruncate(self._descriptor, 0)

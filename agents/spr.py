@@ -27,11 +27,16 @@ from reverie.agents.spr_config import SPRConfig
 from reverie.agents.spr_schedule import horizon, importance_exponent, reset_due, shrink_and_perturb
 from reverie.envs.specs import EnvSpec
 from reverie.world_models.augment import draw_views
+from reverie.world_models.collapse import cosine_to_mean
 from reverie.world_models.losses import spr_loss
+from reverie.world_models.monitor import ema_distance, spread, thinned, variance_spread
 from reverie.world_models.ops import effective_rank, sequence_mask
 from reverie.world_models.spr import SPRModel, to_planes
 
 Compile = Literal["off", "inductor", "graph"]
+
+LOOKED_AT = 128
+"""Least number of transitions in a report."""
 
 
 class SPR:
@@ -126,7 +131,8 @@ class SPR:
     ) -> tuple[Carry, Tensor]:
         """Greedy actions [N, A] for frames [N, H, W, C]; noisy weights in training.
 
-        Evaluation uses mean weights and a random action with probability `epsilon_eval`.
+        Evaluation uses mean weights and a random action with probability `epsilon_eval`; mode
+        "greedy" leaves that one out.
         """
         older = carry["frames"][:, 1:].masked_fill(is_first[:, None, None, None, None], 0)
         frames = torch.cat([older, obs["image"][:, None]], 1)
@@ -274,30 +280,41 @@ class SPR:
     def examine(
         self, replay: PriorityReplay, rng: np.random.Generator, shape: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """Report on transitions drawn as for an update, by a stream of its own."""
-        return self.report(replay.sample(shape[0], 1, rng))
+        """Report on more transitions than an update draws, by a stream of its own."""
+        return self.report(replay.sample(max(shape[0], LOOKED_AT), 1, rng))
 
     @torch.no_grad()
     def report(self, batch: TensorDict) -> dict[str, Tensor]:
         """Diagnostics too dear for every update, on unaugmented observations.
 
-        Effective rank of the latents, and how much worse they are predicted under actions that
-        were permuted over the batch; near 1, the model ignores its actions.
+        Spread of the latents and of the targets, the prediction's loss over that of the best
+        constant, and how much worse it is under actions that were permuted over the batch; near 1,
+        the model ignores its actions.
         """
+        model, count = self.model, self.cfg.model.predictions
         planes = to_planes(batch["image"]).float() / 255.0
-        latent = self.model.online.latent(planes[:, 0])
-        found = {"health/latent_rank": effective_rank(latent.flatten(1))}
-        count = self.cfg.model.predictions
-        if count:
-            target = self.model.target_projection(planes[:, 1:-1].flatten(0, 1))
-            target = target.view(-1, count, target.shape[-1])
+        latent = model.online.latent(planes[:, 0])
+        flat = thinned(latent.flatten(1))
+        found = {"latent_rank": effective_rank(flat), "latent_cosine": cosine_to_mean(flat)}
+        if count and model.transition is not None:
+            target = F.normalize(model.target_projection(planes[:, 1:-1].flatten(0, 1)), dim=-1)
+            constant = F.normalize(target.mean(0), dim=0).expand_as(target)
+            target, constant = (t.view(len(latent), count, -1) for t in (target, constant))
             mask = sequence_mask(batch["is_last"][:, : count + 1])
-            own, other = (
-                spr_loss(self.model.predict(latent, action), target, mask).mean()
-                for action in (batch["action"], batch["action"].roll(1, 0))
+            guesses = [
+                model.predict(latent, a) for a in (batch["action"], batch["action"].roll(1, 0))
+            ]
+            own, other, best = (
+                spr_loss(guess, target, mask).mean() for guess in (*guesses, constant)
             )
-            found["health/action_shuffle_ratio"] = other / own
-        return found
+            found["action_shuffle_ratio"] = other / own
+            found["loss_ratio"] = (own + 1e-12) / (best + 1e-12)
+            found |= spread(thinned(target[:, 0]))
+            bn = variance_spread(model.transition)
+            if bn is not None:
+                found["variance_spread"] = bn
+            found["ema_distance"] = ema_distance(model.prediction_target.encoder, model.encoder)
+        return {f"health/{name}": value for name, value in found.items()}
 
     # state
 

@@ -94,6 +94,8 @@ class SPRConfig:
     """Optimiser."""
     reset: ResetConfig = field(default_factory=ResetConfig)
     """Resets."""
+    q_scale: float = 1.0
+    """Weight of the Q loss; 0 leaves self-prediction alone: a control of what holds the latents."""
     act_with: Literal["online", "target"] = "online"
     """Network that chooses actions: the online one (SPR) or the Q target (SR-SPR, BBF)."""
     epsilon_eval: float = 0.001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import time
@@ -9,6 +10,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 LAYOUT: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "Score": {
@@ -57,6 +60,15 @@ class EventFile:
     def text(self, step: int, tag: str, content: str) -> None:
         """Add a Markdown text."""
         self._string(step, f"{tag}/text_summary", "text", content.encode())
+
+    def picture(self, step: int, tag: str, encoded: bytes) -> None:
+        """Add a PNG, or a GIF, which is played; `SummaryWriter.add_video` would write nothing."""
+        width, height = Image.open(io.BytesIO(encoded)).size
+        content = self._summary.Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=encoded
+        )
+        value = self._summary.Summary.Value(tag=tag, image=content)
+        self._write(step=step, summary=self._summary.Summary(value=[value]))
 
     def close(self) -> None:
         """Close the file."""

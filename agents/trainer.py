@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from reverie.agents.checkpoint import CheckpointError
+from reverie.agents.clips_record import record_clips
 from reverie.agents.collector import Collector
 from reverie.agents.configs import RunConfig
 from reverie.agents.devices import memory_advice, resolve_device
@@ -27,9 +28,18 @@ from reverie.envs.specs import VecEnv
 
 MAY_DIFFER = (
     *("run", "env.step_timeout", "train.checkpoint_minutes", "train.checkpoint_keep"),
-    *("demos.path", "demos.verify", "demos.gates"),
+    *("demos.path", "demos.verify", "train.monitor"),
+    *("train.inspect_every", "train.inspect_probe", "env.distractor_source"),
 )
-"""Settings that a resumed run may change: none of them touches what is learned."""
+"""Settings that a resumed run may change: none of them touches what is learned. The clips of a
+source are compared by their contents."""
+
+
+View = Literal["test", "train", "clean"]
+"""What an evaluation of a distracted task sees: clips never trained on, those of training, none."""
+
+OTHER_VIEWS: tuple[View, ...] = ("train", "clean")
+"""Scored at the end as well."""
 
 
 def train(cfg: RunConfig, *, fresh: bool = False) -> int:
@@ -71,8 +81,13 @@ def loop_of(cfg: RunConfig) -> Callable[[RunConfig, RunDir, StopRequest], RunLoo
     return functools.partial(ImitationTrainer, data=data)
 
 
-def build_env(cfg: RunConfig, purpose: Literal["train", "eval"], num_envs: int) -> VecEnv:
-    """The run's task; evaluation differs from training in seeds and slots, and plays full games."""
+def build_env(
+    cfg: RunConfig, purpose: Literal["train", "eval"], num_envs: int, *, view: View = "test"
+) -> VecEnv:
+    """The run's task; evaluation differs from training in seeds and slots, and plays full games.
+
+    `view` is what an evaluation of a distracted task sees behind the scene.
+    """
     env = cfg.env
     return make_vec(
         cfg.task,
@@ -91,6 +106,10 @@ def build_env(cfg: RunConfig, purpose: Literal["train", "eval"], num_envs: int) 
         life_loss=env.life_loss and purpose == "train",
         sticky=env.sticky,
         observe=env.observe,
+        distractor="none" if purpose == "eval" and view == "clean" else env.distractor,
+        distractor_source=env.distractor_source,
+        distractor_mask=env.distractor_mask,
+        split="test" if purpose == "eval" and view == "test" else "train",
     )
 
 
@@ -107,8 +126,10 @@ class Trainer(RunLoop):
     ) -> None:
         """Build everything and load the newest valid checkpoint, if there is one."""
         super().__init__(cfg, run, stop, clock=clock)
+        record_clips(run.path, cfg)
         self.env = build_env(cfg, "train", cfg.env.num_envs)
         self.eval_env: VecEnv | None = None
+        self._evaluated_in: tuple[int, View] | None = None
         self.agent = build_agent(self.env.spec, cfg)
         self.collector = Collector(self.env, self.agent, seed=cfg.seed, device=self.device)
         self.replay = build_replay(
@@ -133,11 +154,17 @@ class Trainer(RunLoop):
                 return self._preempted(self.stop.code)
             if self.due_updates() > 0:
                 self._update()
+                self._monitor_if_due(over=False)
                 continue
+            if self.collector.restorable:
+                self._stop_if_collapsed()
             self._evaluate_if_due()
+            self._inspect_if_due()
             if self.collector.restorable and self.save_due.due(self.steps):
                 self._save()
             if self._finished():
+                self._monitor_if_due(over=True)
+                self._stop_if_collapsed()
                 break
             if self.stop and self.collector.restorable:
                 continue  # no step more: a signal in the last evaluation must not cost the budget
@@ -208,39 +235,64 @@ class Trainer(RunLoop):
         if over:
             self.progress.note(f"budget spent; the final score takes {episodes} episodes")
         try:
-            result = evaluate(
-                self.agent,
-                self._evaluation_env(episodes),
-                episodes=episodes,
-                seed=self.cfg.seed,
-                device=self.device,
-                stop=lambda: bool(self.stop),
-            )
+            result = self._score(episodes)
+            others = {view: self._score(episodes, view) for view in self._other_views(over)}
         except EvaluationStopped:
             return
         self.evaluated = {"step": self.steps, "count": count, "mean": result["mean"]}
-        self.evaluated |= {"episodes": episodes, "protocol": result["protocol"]}
+        kept = ("episodes", "protocol", "success")
+        self.evaluated |= {name: result[name] for name in kept if name in result}
+        if others:
+            told = ("mean", "std", "episodes", "protocol")
+            self.evaluated["others"] = {v: {k: r[k] for k in told} for v, r in others.items()}
+        self._record(result, others)
+        self._save(score=result["mean"])
+
+    def _other_views(self, over: bool) -> tuple[View, ...]:
+        """Views scored besides the test clips: at the end, of a task that is distracted."""
+        return OTHER_VIEWS if over and self.cfg.env.distractor != "none" else ()
+
+    def _score(self, episodes: int, view: View = "test") -> dict[str, Any]:
+        env = self._evaluation_env(episodes, view)
+        return evaluate(
+            self.agent,
+            env,
+            episodes=episodes,
+            seed=self.cfg.seed,
+            device=self.device,
+            stop=lambda: bool(self.stop),
+        )
+
+    def _record(self, result: dict[str, Any], others: dict[View, dict[str, Any]]) -> None:
+        """Write an evaluation into every log."""
         for slot, (score, length) in enumerate(
             zip(result["returns"], result["lengths"], strict=True)
         ):
             record = {"step": self.steps, "purpose": "eval", "slot": slot}
             self.logger.episode(record | {"score": score, "length": length})
-        names = ("mean", "std", "min", "max")
-        scores = {f"eval/{name}": result[name] for name in names}
-        self.logger.scalars(self.steps, scores | self._diagnostics())
-        self.progress.update(self.steps, self.updates, {"eval": result["mean"]})
-        self._save(score=result["mean"])
+        names = ("mean", "std", "min", "max", "success")
+        scores = {f"eval/{name}": result[name] for name in names if name in result}
+        scores |= {f"eval_{view}/mean": other["mean"] for view, other in others.items()}
+        self.logger.scalars(self.steps, scores)
+        shown = {str(view): other["mean"] for view, other in others.items()}
+        self.progress.update(self.steps, self.updates, {"eval": result["mean"]} | shown)
 
-    def _evaluation_env(self, episodes: int) -> VecEnv:
-        slots = slots_for(episodes, self.cfg.task)
-        if self.eval_env is not None and self.eval_env.num_envs != slots:
+    def _evaluation_env(self, episodes: int, view: View) -> VecEnv:
+        wanted = (slots_for(episodes, self.cfg.task), view)
+        if self.eval_env is not None and self._evaluated_in != wanted:
             self.eval_env.close()
             self.eval_env = None
         if self.eval_env is None:
-            self.eval_env = build_env(self.cfg, "eval", slots)
+            self.eval_env = build_env(self.cfg, "eval", wanted[0], view=view)
+            self._evaluated_in = wanted
         return self.eval_env
 
-    def _diagnostics(self) -> dict[str, float]:
+    def _inspect_if_due(self) -> None:
+        over = self.steps >= self.cfg.train.steps
+        if self.learn_from is not None and self.inspector.due(self.steps, over=over):
+            self.inspector.look(self.agent, self.replay, self.steps)
+
+    def examine(self) -> dict[str, float]:
         """What an agent computes besides its updates, on a batch that no update draws."""
         cfg = self.cfg.train
         if not self.replay.can_sample(cfg.batch_length):

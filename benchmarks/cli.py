@@ -11,15 +11,24 @@ COMMANDS = {
     "train": ("train", "train an agent; the same command resumes"),
     "eval": ("evaluation", "score a run's newest checkpoint, with blind controls on request"),
     "demo": ("demo", "train a small MuDreamer from pixels and compare it with blind play"),
+    "play": ("play", "film an episode: value, score, and imagined beside real"),
+    "export": ("export_policy", "write a program that acts without this package, and check it"),
+    "inspect": ("inspect_run", "show what a run's model imagines: animations, curves, numbers"),
     "tasks": ("tasks", "list tasks, agents, sizes and presets"),
     "demos make": ("demos make", "record demonstrations by an expert or a trained agent; resumes"),
     "demos show": ("demos show", "check demonstrations and say what is in them"),
     "demos export": ("demo_convert export", "write demonstrations for LeRobot or for Minari"),
     "demos import": ("demo_convert import", "take in a LeRobotDataset or a Minari dataset"),
+    "distractors list": ("distractor_preview list", "list the presets of --distractor"),
+    "distractors preview": ("distractor_preview preview", "draw distracted tasks on a sheet"),
     "doctor": ("doctor", "check rendering, ROMs, device and versions, with the fix for each"),
+    "bench run": ("grid.command run", "run agents x tasks x seeds of a suite; resumes"),
+    "bench cell": ("grid.command cell", "run one cell of a grid, as in a SLURM array"),
     "bench speed": ("throughput", "measure updates, environment steps and replay windows"),
     "bench curves": ("curves", "compare a metric over seeds and agents, with intervals"),
     "bench imitation": ("imitation", "ACT-JEPA beside ACT and BC, from demonstrations to a table"),
+    "bench report": ("report.command", "tables, statistics and pictures of finished runs"),
+    "bench compare": ("report.compare", "two sets of runs, paired by task and seed"),
     "bench verify": ("verify", "hold finished SPR runs of Atari 100k against 100 published ones"),
 }
 """Words of a subcommand -> (module of reverie.benchmarks with `main(args)`, and what it gets before
@@ -33,6 +42,7 @@ EXAMPLES = """examples:
   reverie train dreamerv3 --task atari/pong --train.device cuda --train.precision bf16
   reverie train mudreamer --task toy/dot --config debug
   reverie train mudreamer --help        every setting, its meaning and its preset value
+  reverie bench run smoke --jobs 2
   reverie eval runs/dmc/walker_walk/mudreamer-S/0 --episodes 10 --controls
 """
 
@@ -98,15 +108,16 @@ def _run(module: str, args: list[str]) -> int:
 def explained_errors() -> tuple[type[RuntimeError], ...]:
     """Error families whose message says what was expected, what was found and what to do."""
     from reverie.agents.checkpoint import CheckpointError
-    from reverie.agents.collapse_gates import CollapseError
+    from reverie.agents.collapse_monitor import CollapseError
     from reverie.agents.demo_store import DemoError
     from reverie.agents.devices import DeviceMemoryError
+    from reverie.agents.exported import ExportError
     from reverie.agents.rundir import RunDirError
     from reverie.agents.stopping import NonFiniteError, OutOfMemoryError
     from reverie.envs.specs import EnvError
 
     training = (CheckpointError, CollapseError, NonFiniteError, OutOfMemoryError, RunDirError)
-    return (*training, DemoError, DeviceMemoryError, EnvError)
+    return (*training, DemoError, DeviceMemoryError, EnvError, ExportError)
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ def train_command(request: Request, job: Job, spec: DemoSpec) -> str:
         words.append(f"--demos.train-episodes {request.episodes - held_out}")
         words.append(f"--demos.held-out-episodes {held_out}")
         if not held_out:
-            words.append("--demos.gates off")  # they look at held-out episodes
+            words.append("--train.monitor off")  # they look at held-out episodes
     if request.out is not None:
         words.append(f"--demos.path {shlex.quote(str(request.out))}")
     return " ".join(words)

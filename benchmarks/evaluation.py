@@ -23,7 +23,7 @@ from reverie.agents.interface import Imitator
 from reverie.agents.registry import build_agent, family
 from reverie.agents.resolve import load as load_config
 from reverie.agents.resolve import with_overrides
-from reverie.agents.trainer import build_env
+from reverie.agents.trainer import OTHER_VIEWS, View, build_env
 
 LABELS = {
     "none": "agent",
@@ -32,6 +32,9 @@ LABELS = {
     "blank": "same agent, blanked images",
 }
 """What the table calls each way to play."""
+
+VIEW_LABELS = {"train": "agent, clips of training", "clean": "agent, nothing distracts"}
+"""The same for what a distracted task shows besides."""
 
 Results = dict[str, dict[str, Any]]
 
@@ -129,7 +132,8 @@ def score_run(
 ) -> Results:
     """Result of each way to play, all on the same start states and in the same environments.
 
-    ACT-JEPA family: that of `evaluate_tasks`, over all tasks of the run.
+    ACT-JEPA family: that of `evaluate_tasks`, over all tasks of the run. Of a distracted task
+    also that of the agent in front of the clips of training ("train") and without any ("clean").
     """
     # both switches are about updates, and may need a device that this machine lacks
     plain = {"compile": "off", "precision": "fp32"}
@@ -138,23 +142,45 @@ def score_run(
     torch.set_num_threads(cfg.train.threads)
     if family(cfg.agent) == "act_jepa":
         return _score_tasks(cfg, trained, ways, episodes=episodes, first_episode=first_episode)
-    env = build_env(cfg, "eval", slots_for(episodes, cfg.task))
+    with memory_advice(cfg):
+        results: Results = {}
+        views: tuple[View, ...] = ("test",)
+        if cfg.env.distractor != "none":
+            views += OTHER_VIEWS
+        for view in views:
+            plays = ways if view == "test" else ("none",)
+            found = _score_view(
+                cfg, trained, view, plays, episodes=episodes, first_episode=first_episode
+            )
+            results |= found if view == "test" else {view: found["none"]}
+        return results
+
+
+def _score_view(
+    cfg: RunConfig,
+    trained: TrainedRun,
+    view: View,
+    ways: Sequence[Control],
+    *,
+    episodes: int,
+    first_episode: int,
+) -> Results:
+    env = build_env(cfg, "eval", slots_for(episodes, cfg.task), view=view)
     try:
-        with memory_advice(cfg):
-            agent = build_agent(env.spec, cfg)
-            agent.load_state_dict(trained.state)
-            return {
-                way: evaluate(
-                    agent,
-                    env,
-                    episodes=episodes,
-                    seed=cfg.seed,
-                    device=resolve_device(cfg.train.device),
-                    control=way,
-                    first_episode=first_episode,
-                )
-                for way in ways
-            }
+        agent = build_agent(env.spec, cfg)
+        agent.load_state_dict(trained.state)
+        return {
+            way: evaluate(
+                agent,
+                env,
+                episodes=episodes,
+                seed=cfg.seed,
+                device=resolve_device(cfg.train.device),
+                control=way,
+                first_episode=first_episode,
+            )
+            for way in ways
+        }
     finally:
         env.close()
 
@@ -203,7 +229,8 @@ def as_table(trained: TrainedRun, results: Mapping[str, Mapping[str, Any]]) -> T
     table.caption = first["protocol"]
     for way, result in results.items():
         values = (f"{result[name]:.1f}" for name in ("mean", "std", "min", "max"))
-        table.add_row(LABELS[way], *values, str(result["episodes"]))
+        name = LABELS.get(way) or VIEW_LABELS[way]
+        table.add_row(name, *values, str(result["episodes"]))
     return table
 
 

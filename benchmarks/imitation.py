@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +21,14 @@ from reverie.agents.fingerprint import fingerprint
 from reverie.agents.flags import config_from_args
 from reverie.agents.intervals import wilson_interval
 from reverie.agents.jsonl import read_jsonl
-from reverie.agents.progress import duration
 from reverie.agents.resolve import run_directory
 from reverie.agents.rundir import read_status
 from reverie.benchmarks.demos import main as demos
+from reverie.benchmarks.grid import cells as grid_cells
+from reverie.benchmarks.grid.command import lock_grid
+from reverie.benchmarks.grid.driver import Driver
+from reverie.benchmarks.grid.local import LocalExecutor
+from reverie.benchmarks.grid.table import GridTable
 
 ARMS: dict[str, tuple[str, ...]] = {
     "act-jepa": ("act-jepa",),
@@ -39,6 +39,9 @@ ARMS: dict[str, tuple[str, ...]] = {
     "no-stop-gradient": ("act-jepa", "--act-jepa.model.guard", "none"),
 }
 """What can be compared: words of the command line. The last one is the negative control."""
+
+GRID = Path("grids", "imitation")
+"""States and logs of the runs; the runs themselves are where `reverie train` has them."""
 
 KEPT = ("probe/", "health/", "held_out/", "eval/", "eval_success/", "speed/")
 """First parts of the metrics that the summary holds, each with its last value."""
@@ -97,10 +100,11 @@ def study(
         status = demos(["make", *shlex.split(make_command(cells[0].cfg))[3:]])
         if status:
             return status
-    failed = train(cells, jobs=jobs, console=console)
-    if failed:
-        console.print(f"not finished: {', '.join(failed)}; the same command continues")
-        return 1
+    status = train(cells, jobs=jobs)
+    if status:
+        missing = [f"{cell.arm} seed {cell.seed}" for cell in cells if not cell.done]
+        console.print(f"not finished: {', '.join(missing)}; the same command continues")
+        return status
     record = summary(cells)
     write_atomic(out, (json.dumps(record, indent=1) + "\n").encode())
     console.print(as_table(record))
@@ -137,31 +141,27 @@ def plan(
     return cells
 
 
-def train(cells: Sequence[Cell], *, jobs: int, console: Console) -> list[str]:
-    """Train what is not finished, `jobs` runs at once; returns the names of those that failed."""
-    due = [cell for cell in cells if not cell.done]
-    started, failed = time.monotonic(), []
-    with ThreadPoolExecutor(max(1, jobs)) as pool:
-        futures = {pool.submit(_train_one, cell, quiet=jobs > 1): cell for cell in due}
-        for count, future in enumerate(as_completed(futures), 1):
-            cell, status = futures[future], future.result()
-            spent = time.monotonic() - started
-            left = duration(spent / count * (len(due) - count))
-            verb = "done" if status == 0 else f"exit status {status}"
-            name = f"{cell.arm} seed {cell.seed}"
-            console.print(f"{name}: {verb} ({count} of {len(due)}, {left} left), {cell.run}")
-            if status:
-                failed.append(name)
-    return failed
-
-
-def _train_one(cell: Cell, *, quiet: bool) -> int:
-    command = [sys.executable, "-m", "reverie.benchmarks.cli", "train", *cell.words]
-    if not quiet:
-        return subprocess.run(command, check=False).returncode
-    cell.run.mkdir(parents=True, exist_ok=True)
-    with open(cell.run / "output.log", "ab") as log:
-        return subprocess.run(command, check=False, stdout=log, stderr=log).returncode
+def train(cells: Sequence[Cell], *, jobs: int) -> int:
+    """Train what is not finished, `jobs` runs at once; returns the exit status of `bench run`."""
+    due = [
+        grid_cells.Cell(
+            id="-".join(cell.run.parts[1:]),  # names the settings: others may come later
+            arm=cell.arm,
+            task=cell.cfg.task,
+            seed=cell.seed,
+            words=cell.words,
+            run=str(cell.run.absolute()),
+        )
+        for cell in cells
+        if not cell.done
+    ]
+    lock = lock_grid(GRID)
+    try:
+        grid = grid_cells.extend_grid(GRID, "imitation", due)
+        executor = LocalExecutor(grid, jobs=jobs)
+        return Driver(grid, executor, retries=0, table=GridTable(grid)).run(due)
+    finally:
+        lock.release()
 
 
 def summary(cells: Sequence[Cell]) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def _numbers(cell: Cell) -> dict[str, Any]:
         "seed": cell.seed,
         "episodes": trials,
         "solved": round(played["success"] * trials) if "success" in played else None,
-        "failed_gates": status.get("health", {}).get("failed"),
+        "failed_gates": status.get("health", {}).get("alarms"),
         "metrics": last,
     }
 

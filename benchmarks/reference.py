@@ -60,9 +60,18 @@ class Spread(NamedTuple):
 
 
 def rows(name: str) -> list[dict[str, str]]:
-    """Rows of a packaged file, as text; an empty cell is a number that nobody stated."""
-    with open(FOLDER / name, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    """Rows of a packaged file, as text; an empty cell is a number that nobody stated.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    try:
+        with open(FOLDER / name, encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            [f"{FOLDER / name}: published scores cannot be read ({error}); reinstall reverie"]
+        ) from error
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from reverie.agents.configs import ConfigError, RunConfig
 from reverie.agents.files import write_atomic
 from reverie.agents.resolve import changed_settings, load
 from reverie.agents.rundir import read_status
+from reverie.benchmarks.grid.cells import GRID, open_grid
 from reverie.benchmarks.reference import Spread, game, games, spr_spread
 
 STEPS = 100_000
@@ -82,9 +83,10 @@ def main(args: Sequence[str]) -> int:
 def verify(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> int:
     """Is this SPR as good as the published one? Scores of finished runs against 100 runs per game.
 
-    Takes runs of `reverie train spr --task atari/GAME --budget 100k --seed N` with nothing
-    changed but seed, run, train.device, train.compile, train.precision and train.threads. Any
-    other run is refused, and so is a seed that comes twice.
+    Takes grids of `reverie bench run`, whose other agents are passed over, and runs of
+    `reverie train spr --task atari/GAME --budget 100k --seed N` with nothing changed but seed, run,
+    train.device, train.compile, train.precision and train.threads. Any other run is refused, and so
+    is a seed that comes twice.
 
     1 run of a game: its score should lie between the 5th and 95th percentile of the published
     runs, a 90 % band. 3 or 5 runs: their mean should lie where the mean of 3 or 5 published runs
@@ -103,7 +105,7 @@ def verify(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None
     of SPR's paper, whose ten seeds have a higher mean than the 100 runs allow.
 
     Args:
-        runs: Directories of finished runs, of one game or of several.
+        runs: Directories of finished runs, of one game or of several, or of grids.
         out: JSON to write, with every score, band and verdict.
     """
     verdicts = judge(collect(runs))
@@ -131,7 +133,7 @@ def collect(paths: Sequence[Path]) -> dict[str, list[Run]]:
     """
     problems: list[str] = [] if paths else ["expected at least one RUN"]
     found: dict[str, list[Run]] = {}
-    for path in paths:
+    for path in _runs(paths, problems):
         cfg, faults = _settings(path)
         score, more = _score(path)
         faults += more
@@ -146,6 +148,22 @@ def collect(paths: Sequence[Path]) -> dict[str, list[Run]]:
         raise ConfigError(problems)
     order = [one.task for one in games() if one.task in found]
     return {task: sorted(found[task], key=lambda run: run.seed) for task in order}
+
+
+def _runs(paths: Sequence[Path], problems: list[str]) -> list[Path]:
+    """Run directories, with grids replaced by their SPR runs, begun or not."""
+    found: list[Path] = []
+    for path in paths:
+        if not (path / GRID).is_file():
+            found.append(path)
+            continue
+        grid = open_grid(path)
+        own = [grid.run(cell) for cell in grid.cells if cell.words[0] == "spr"]
+        if not own:
+            agents = ", ".join(dict.fromkeys(cell.words[0] for cell in grid.cells)) or "nothing"
+            problems.append(f"{path}: expected a grid with runs of spr, found one of {agents}")
+        found += own
+    return found
 
 
 def _settings(path: Path) -> tuple[RunConfig | None, list[str]]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from reverie.envs.distractors.distraction import Distraction
 from reverie.envs.rendering import GL_HELP, Render, choose_renderer, open_camera, protocol
 from reverie.envs.single import Arrival, Obs
 from reverie.envs.specs import Array, EnvError, EnvSpec
@@ -18,6 +19,9 @@ CAMERAS = {"quadruped": 2, "fish": 3}
 
 MAX_CONTROL = 10.0
 """Control at action 1 where the suite sets no limit (lqr); its optimal controller stays below 6."""
+
+DISTRACTION = 5
+"""Key of the distraction's draws beside those of the task, which have the seed alone."""
 
 UNLIMITED = 1e9
 """dm_control gives an actuator without limits the range of ±1e10."""
@@ -36,7 +40,8 @@ TASKS = (
 ).split()
 
 
-def _split(name: str) -> tuple[str, str]:
+def split_task(name: str) -> tuple[str, str]:
+    """Return the suite's domain and task of our name."""
     for domain in ("ball_in_cup", "humanoid_CMU", "point_mass"):
         if name.startswith(domain + "_"):
             return domain, name[len(domain) + 1 :]
@@ -71,7 +76,7 @@ def load(name: str, *, unlimited: bool = False, drawn: bool = True) -> Any:
         raise EnvError(f"dm_control does not load: {error}. {GL_HELP}") from error
     if name not in TASKS:
         raise EnvError(f"Expected one of the dm_control tasks {', '.join(TASKS)}; found {name!r}.")
-    domain, task = _split(name)
+    domain, task = split_task(name)
     arguments: dict[str, Any] = {"random": 0}
     if unlimited:
         arguments["time_limit"] = float("inf")
@@ -94,7 +99,13 @@ class DmControl:
         render: Render = "reference",
         observe: Literal["image", "state", "both"] = "image",
         unlimited: bool = False,
+        distraction: Distraction | None = None,
+        protocol_suffix: str = "",
     ) -> None:
+        """Load the task; `distraction` is attached here and closed with the environment.
+
+        `protocol_suffix` is what it adds to the protocol of every result.
+        """
         assert image_size > 0 and action_repeat > 0
         self._drawn, self._state = observe != "state", observe != "image"
         self._env = load(name, unlimited=unlimited, drawn=self._drawn)
@@ -107,7 +118,7 @@ class DmControl:
             image_shape=(image_size, image_size, 3) if self._drawn else None,
             vector_size=sum(int(np.prod(part.shape)) for part in parts),
             action_repeat=action_repeat,
-            protocol=protocol(render, observe),
+            protocol=protocol(render, observe) + protocol_suffix,
         )
         low, high = np.asarray(action.minimum), np.asarray(action.maximum)
         unlimited_control = high >= UNLIMITED
@@ -115,15 +126,28 @@ class DmControl:
         self._high = np.where(unlimited_control, MAX_CONTROL, high)
         self._size = image_size
         self._repeat = action_repeat
-        self._camera_id = CAMERAS.get(_split(name)[0], 0)
+        domain, task = split_task(name)
+        self._camera_id = CAMERAS.get(domain, 0)
         self._render: Render = render
         self._camera: Any = None
+        self._distraction = distraction
+        if distraction is not None:
+            physics = self._env.physics
+            distraction.attach(
+                physics, domain=domain, task=task, camera_id=self._camera_id, size=image_size
+            )
 
     def reset(self, seed: int) -> Obs:
         """Begin the episode of `seed`, whatever was played before."""
         # every suite task draws its episode from this generator and resets the physics
         self._env.task._random = np.random.RandomState(seed)
-        return self._obs(self._env.reset())
+        moment = self._env.reset()
+        if self._distraction is not None:
+            self._distraction.reset(np.random.default_rng([seed, DISTRACTION]))
+            # `subtle` changes sizes that some states are measured from
+            task, physics = self._env.task, self._env.physics
+            moment = moment._replace(observation=task.get_observation(physics))
+        return self._obs(moment)
 
     def step(self, action: Array) -> Arrival:
         """Play the action, clipped to [-1, 1] and scaled to the actuators, `repeat` times."""
@@ -133,14 +157,20 @@ class DmControl:
         for _ in range(self._repeat):
             moment = self._env.step(control)
             reward += float(moment.reward or 0.0)
+            if self._distraction is not None:
+                self._distraction.after_simulator_step()
             if moment.last():
                 break
+        if self._distraction is not None:
+            self._distraction.after_agent_step()
         terminal = bool(moment.last() and moment.discount == 0.0)
         return Arrival(self._obs(moment), reward, bool(moment.last()), terminal)
 
     def close(self) -> None:
         """Free the rendering context before the interpreter tears its threads down."""
         if self._env is not None:
+            if self._distraction is not None:
+                self._distraction.close()
             self._camera = None
             self._env.physics.free()
             self._env.close()
@@ -164,5 +194,9 @@ class DmControl:
                 render=self._render,
                 task=self.spec.task,
             )
-        picture: Array = self._camera.render()
-        return picture.copy()
+        if self._distraction is None:
+            picture: Array = self._camera.render()
+            return picture.copy()
+        self._distraction.before_render(self._camera)
+        # a copy, because segmenting draws into the same memory
+        return self._distraction.after_render(self._camera.render().copy())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from reverie.envs.distractors.player import ClipPlayer
 from reverie.envs.single import Arrival, Obs
 from reverie.envs.specs import Array, EnvSpec
 
@@ -17,6 +18,9 @@ DOT_STEPS = 50
 
 MASK = 0xFFFFFFFF
 GOLDEN = 0x9E3779B9
+BACKDROP = 5
+"""Key of the draws of a film beside those of the world."""
+
 BACKGROUND = 48
 """Brightness of the drifting checkerboard behind the dots (blue channel)."""
 
@@ -49,19 +53,32 @@ class Layout:
         """Largest distractor speed, in subpixels per step and axis."""
 
 
-def dot_spec(image_size: int, task: str = "toy/dot") -> EnvSpec:
+def dot_spec(
+    image_size: int, task: str = "toy/dot", *, protocol: str = "distractor=drift"
+) -> EnvSpec:
     """Return the spec of the dot world."""
     shape = (image_size, image_size, 3)
-    return EnvSpec(
-        task, action_size=2, discrete=False, image_shape=shape, protocol="distractor=drift"
-    )
+    return EnvSpec(task, action_size=2, discrete=False, image_shape=shape, protocol=protocol)
 
 
 class Dot:
-    """One dot world. The reward falls from 1 at the target to 0 at half the width from it."""
+    """One dot world. The reward falls from 1 at the target to 0 at half the width from it.
 
-    def __init__(self, *, image_size: int = 64) -> None:
-        self.spec = dot_spec(image_size)
+    A film of `backdrop` replaces everything but the dot and its target, at a frame per step. With
+    `home` the target is always in the middle, so that every place of the dot is worth something.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 64,
+        home: bool = False,
+        backdrop: ClipPlayer | None = None,
+        protocol: str = "",
+    ) -> None:
+        task = "toy/home" if home else "toy/dot"
+        self.spec = dot_spec(image_size, task, protocol=protocol or "distractor=drift")
+        self._home, self._backdrop = home, backdrop
         self._layout = Layout(image_size)
         self._time = 0
         self._dot = self._target = self._blob = self._drift = (0, 0)
@@ -72,11 +89,15 @@ class Dot:
         self._time = 0
         self._dot = (draw(seed, 0, span + 1), draw(seed, 1, span + 1))
         self._target = (draw(seed, 2, span + 1), draw(seed, 3, span + 1))
+        if self._home:
+            self._target = (span // 2, span // 2)
         self._blob = (draw(seed, 4, span + 1), draw(seed, 5, span + 1))
         self._drift = (
             draw(seed, 6, 2 * drift + 1) - drift,
             draw(seed, 7, 2 * drift + 1) - drift,
         )
+        if self._backdrop is not None:
+            self._backdrop.reset(np.random.default_rng([seed, BACKDROP]))
         return {"image": self._picture()}
 
     def step(self, action: Array) -> Arrival:
@@ -88,6 +109,9 @@ class Dot:
         bx, by = ((p + d) % (layout.span + 1) for p, d in zip(self._blob, self._drift, strict=True))
         self._blob = (bx, by)
         self._time += 1
+        if self._backdrop is not None:
+            self._backdrop.after_simulator_step()
+            self._backdrop.after_agent_step()
         distance = max(abs(x - self._target[0]), abs(y - self._target[1]))
         reward = np.float32(max(0, layout.span - 2 * distance)) / np.float32(layout.span)
         return Arrival({"image": self._picture()}, float(reward), self._time >= DOT_STEPS)
@@ -105,4 +129,8 @@ class Dot:
         for channel, (x, y) in ((0, self._target), (1, self._dot), (2, self._blob)):
             left, top = x // SUBPIXEL, y // SUBPIXEL
             image[top : top + dot, left : left + dot, channel] = 255
-        return image
+        if self._backdrop is None:
+            return image
+        image[:, :, 2] = 0  # the blob and the checkerboard are background
+        dots = image.any(-1, keepdims=True)
+        return np.where(dots, image, self._backdrop.frame())

@@ -15,6 +15,8 @@ from typing import Any, Literal, get_args
 import gymnasium
 
 from reverie.envs.catch import Catch
+from reverie.envs.distractors.distraction import Mask
+from reverie.envs.distractors.sources import Split
 from reverie.envs.dmc import TASKS as DMC_TASKS
 from reverie.envs.dmc import DmControl
 from reverie.envs.dot import Dot
@@ -39,6 +41,7 @@ TOYS: dict[str, str] = {
     "ones": "reward 1 forever, cut by a time limit; the value is 1/(1-gamma)",
     "identity": "name the quadrant that lights up; blind play earns a quarter",
     "dot": "bring a dot to its target in front of a drifting distractor",
+    "home": "bring the dot to the middle; toy/dot with a target that never moves",
     "catch": "catch a falling ball; its sideways drift shows in two pictures, never in one",
 }
 
@@ -118,24 +121,22 @@ def make_vec(
     life_loss: bool = False,
     sticky: float = 0.0,
     observe: Observe = "auto",
+    distractor: str = "none",
+    distractor_source: str = "procedural",
+    distractor_mask: Mask = "preset",
+    split: Split = "train",
 ) -> VecEnv:
     """Build N environments of a task; `time_limit` counts agent steps.
 
     `workers` "auto" uses worker processes for several environments, except for toys, and for Atari
     and torch worlds, which are vectorised by themselves. `device` is where torch worlds live;
-    `gray`, `life_loss` and `sticky` are for Atari, `observe` for dm_control and Meta-World (see
-    `EnvSettings`).
+    `gray`, `life_loss` and `sticky` are for Atari, `observe` for dm_control and Meta-World, the
+    last four for dm_control, toy/dot and toy/home (see `EnvSettings`).
     """
-    settings = _settings(
-        task,
-        image_size,
-        action_repeat,
-        render=render,
-        time_limit=time_limit,
-        on_invalid=on_invalid,
-        observe=observe,
-    )
+    own: dict[str, Any] = {"render": render, "on_invalid": on_invalid, "observe": observe}
+    settings = _settings(task, image_size, action_repeat, time_limit=time_limit, **own)
     settings = _with_atari(settings, gray=gray, life_loss=life_loss, sticky=sticky)
+    settings = _distracted(settings, distractor, distractor_source, distractor_mask, split)
     suite = task.split("/")[0]
     if num_envs < 1:
         raise EnvError(f"Expected at least one environment, found num_envs={num_envs}.")
@@ -169,6 +170,10 @@ def make_env(
     time_limit: int | None = None,
     on_invalid: OnInvalid = "error",
     observe: Observe = "auto",
+    distractor: str = "none",
+    distractor_source: str = "procedural",
+    distractor_mask: Mask = "preset",
+    split: Split = "train",
 ) -> Env:
     """Build one environment without slots or episode bookkeeping; not for atari and torch."""
     settings = _settings(
@@ -180,6 +185,7 @@ def make_env(
         on_invalid=on_invalid,
         observe=observe,
     )
+    settings = _distracted(settings, distractor, distractor_source, distractor_mask, split)
     if task.split("/")[0] in ("atari", "torch"):
         raise EnvError(f"{task} exists as a vector only: use make_vec({task!r}, 1, seed=0).")
     return _build(settings, _registered.get(task))
@@ -236,6 +242,25 @@ def _with_atari(settings: EnvSettings, **chosen: Any) -> EnvSettings:
     return replace(settings, **chosen)
 
 
+def _distracted(
+    settings: EnvSettings, distractor: str, source: str, mask: Mask, split: Split
+) -> EnvSettings:
+    """Settings with what distracts; a film that cannot be shown is found before any worker is."""
+    if distractor == "none":
+        return settings
+    from reverie.envs.distractors.build import check
+
+    chosen = replace(
+        settings,
+        distractor=distractor,
+        distractor_source=source,
+        distractor_mask=mask,
+        split=split,
+    )
+    check(chosen)
+    return chosen
+
+
 def require_known(task: str) -> None:
     """Raise `EnvError` with the nearest names, unless a task of that name can be built."""
     suite, _, name = task.partition("/")
@@ -268,6 +293,7 @@ def _build(settings: EnvSettings, user: UserCtor | None) -> Env:
             render=settings.render,
             observe=_concrete(settings),
             unlimited=settings.time_limit is not None,
+            **_distraction(settings),
         )
     else:
         env = _plain(suite, name, settings, user)
@@ -276,6 +302,15 @@ def _build(settings: EnvSettings, user: UserCtor | None) -> Env:
     if settings.time_limit is not None:
         env = TimeLimit(env, settings.time_limit)
     return Guarded(env, settings.on_invalid)
+
+
+def _distraction(settings: EnvSettings) -> dict[str, Any]:
+    """Return what `DmControl` is told of a distractor; {}: nothing distracts."""
+    if settings.distractor == "none":
+        return {}
+    from reverie.envs.distractors.build import distraction, mark
+
+    return {"distraction": distraction(settings), "protocol_suffix": f",{mark(settings)}"}
 
 
 def _plain(suite: str, name: str, settings: EnvSettings, user: UserCtor | None) -> Env:
@@ -287,9 +322,15 @@ def _plain(suite: str, name: str, settings: EnvSettings, user: UserCtor | None) 
             "counter": Counter,
             "identity": Identity,
             "dot": Dot,
+            "home": functools.partial(Dot, home=True),
             "catch": Catch,
         }
         vectors: dict[str, Any] = {"chain": Chain, "ones": Ones}
+        if settings.distractor != "none":
+            from reverie.envs.distractors.build import backdrop, mark
+
+            film, home = backdrop(settings), name == "home"
+            return Dot(image_size=size, home=home, backdrop=film, protocol=mark(settings))
         toy: Env = pixels[name](image_size=size) if name in pixels else vectors[name]()
         return toy
     from reverie.envs.gym_import import GymEnv

@@ -6,6 +6,8 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from reverie.envs.distractors.distraction import Mask
+from reverie.envs.distractors.sources import Split
 from reverie.envs.specs import EnvError
 
 Observe = Literal["auto", "image", "state", "both"]
@@ -36,6 +38,14 @@ class EnvSettings:
     observe: Observe = "auto"
     """dm_control and Meta-World: pictures, the state as a vector, or both; `make_vec` writes here
     what auto stands for."""
+    distractor: str = "none"
+    """dm_control, toy/dot and toy/home: name of a preset of `envs.distractors`."""
+    distractor_source: str = "procedural"
+    """Where its clips come from: procedural, static, noise, or a folder of videos."""
+    distractor_mask: Mask = "preset"
+    """What its clips replace: as the preset has it, blue pixels, or all but the bodies."""
+    split: Split = "train"
+    """Its clips: those to train in front of, or those to be tested with."""
 
 
 OBSERVED: dict[str, Observe] = {"dmc": "image", "metaworld": "state"}

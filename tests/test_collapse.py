@@ -250,6 +250,22 @@ def test_the_numbers_tell_healthy_from_collapsed_and_half_collapsed_codes() -> N
         assert not gates(line, line)["share"]
 
 
+def test_code_information() -> None:
+    sure = torch.eye(2)[:, None].repeat(1, 3, 1).clamp(1e-7, 1 - 1e-7)  # [N, S, C]
+    close(collapse.code_information(sure), 3 * np.log(2))  # three groups, two samples
+    close(collapse.code_information(sure[:1]), 0.0)
+    close(collapse.code_information(torch.full((5, 3, 4), 0.25)), 0.0)
+    leaning = torch.tensor([[[0.75, 0.25]], [[0.25, 0.75]]])
+    close(collapse.code_information(leaning), 0.75 * np.log(1.5) + 0.25 * np.log(0.5))
+
+
+def test_a_covariance_of_few_samples_has_the_same_eigenvalues() -> None:
+    wide = normal(6, 40)
+    centred = (wide - wide.mean(0)).double().numpy()
+    eigenvalues = np.linalg.svd(centred, compute_uv=False) ** 2
+    close(collapse.top_eigenvalue_share(wide), eigenvalues[0] / eigenvalues.sum())
+
+
 def test_ridge_fit() -> None:
     x = np.array([[1.0, 2.0], [3.0, -1.0], [-2.0, 0.5], [4.0, 4.0], [0.0, 1.0]])
     y = np.array([[1.0], [2.0], [-3.0], [0.5], [4.0]])

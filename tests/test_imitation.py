@@ -16,7 +16,7 @@ from runs import assert_same
 
 from reverie.agents import train_act_jepa
 from reverie.agents.checkpoint import checkpoints
-from reverie.agents.collapse_gates import CollapseError
+from reverie.agents.collapse_monitor import CollapseError
 from reverie.agents.configs import ConfigError
 from reverie.agents.demo_store import DemoError
 from reverie.agents.demo_windows import DemoWindows
@@ -29,6 +29,8 @@ from reverie.envs import registry
 from reverie.envs.specs import EnvError, EnvSpec
 
 Capture = pytest.CaptureFixture[str]
+STRICT = {"monitor": "stop", "monitor_from": 8}
+"""A run that is hardly trained stops at its second look that is judged, at update 16."""
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +50,15 @@ def learning(run: Path, data: Path, **model: Any) -> Any:
         run,
         data,
         task="point/a",
-        train={"steps": 300, "batch_size": 64, "final_episodes": 16, "log_every": 50},
-        demos={
-            "gates_from": 100,
-            "examine_every": 50,
-            "train_episodes": 30,
-            "held_out_episodes": 10,
+        train={
+            "steps": 300,
+            "batch_size": 64,
+            "final_episodes": 16,
+            "log_every": 50,
+            "monitor_from": 100,
+            "monitor_every": 50,
         },
+        demos={"train_episodes": 30, "held_out_episodes": 10},
         act_jepa={
             "model": {**own, "ema_start": 0.9, **model},
             "optim": {"lr": 6e-3, "weight_decay": 0.0},
@@ -150,7 +154,7 @@ def test_it_learns_to_reach_the_goal(demos: Path, tmp_path: Path) -> None:
     cfg = learning(tmp_path, demos)
     assert train(cfg) == 0
     assert read_status(tmp_path)["evaluation"]["success"] >= 0.9
-    assert read_status(tmp_path)["health"]["failed"] == []
+    assert read_status(tmp_path)["health"]["alarms"] == []
     assert cli.main(["eval", str(tmp_path), "--controls"]) == 0
     results = json.loads((tmp_path / "evaluation-000000300.json").read_text())["results"]
     assert max(results[way]["success"] for way in ("random", "zero", "blank")) < 0.5
@@ -165,7 +169,7 @@ def test_gates_tell_a_collapse_that_success_does_not(demos: Path, tmp_path: Path
         assert train(with_overrides(learning(run, demos, guard=guard), both)) == 0
         status = read_status(run)
         assert status["evaluation"]["success"] > 0.8
-        failed[guard] = {line.split()[0] for line in status["health"]["failed"]}
+        failed[guard] = {line.split()[0] for line in status["health"]["alarms"]}
     assert failed["ema"] == set()
     broken = {"health/target_std", "health/task_std", "health/target_cosine", "health/loss_ratio"}
     assert failed["none"] == broken
@@ -196,17 +200,16 @@ def test_a_run_continues_on_its_own_demonstrations_wherever_they_lie(
     demos: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    begun = point_config(run, demos, demos={"gates": "stop", "gates_from": 16})
+    begun = point_config(run, demos, train=STRICT)
     with pytest.raises(CollapseError):
         train(begun)
     others = write_points(tmp_path / "others", length=10, seed=1)
     with pytest.raises(DemoError, match="began on other demonstrations"):
-        train(point_config(run, others, demos={"gates_from": 16}))
+        train(point_config(run, others, train={"monitor_from": 8}))
     assert read_status(run)["state"] == "failed"
     shutil.copytree(demos, tmp_path / "moved")
-    assert (
-        train(point_config(run, tmp_path / "moved", demos={"verify": False, "gates_from": 16})) == 0
-    )
+    moved = {"demos": {"verify": False}, "train": {"monitor_from": 8}}
+    assert train(point_config(run, tmp_path / "moved", **moved)) == 0
 
 
 def test_a_missing_simulator_is_noticed_before_training(tmp_path: Path) -> None:
@@ -243,39 +246,38 @@ def test_the_script_and_the_command_explain_missing_demonstrations(
     assert "Traceback" not in shown
 
 
-# gates and guards
+# the monitor and guards
 
 
 @pytest.mark.parametrize("agent", ["act-jepa", "act"])
 def test_a_breach_is_noted_where_latents_are_predicted(
     agent: str, demos: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    cfg = point_config(tmp_path, demos, agent=agent, demos={"gates_from": 16})
+    cfg = point_config(tmp_path, demos, agent=agent, train={"monitor_from": 16})
     assert train(cfg) == 0
     health, rows = read_status(tmp_path)["health"], metrics(tmp_path)
-    counted = [(r["step"], r["health/gates_failed"]) for r in rows if "health/gates_failed" in r]
+    counted = [(r["step"], r["health/alarms"]) for r in rows if "health/alarms" in r]
     assert [step for step, _ in counted] == [16, 24]
     if agent == "act":
-        assert health["failed"] == [] and {number for _, number in counted} == {0}
+        assert health["alarms"] == [] and {number for _, number in counted} == {0}
         assert not any("health/loss_ratio" in row for row in rows)
-    else:  # hardly trained, so predictions are no better than the mean
-        assert health["update"] == 24 and counted[-1][1] == len(health["failed"]) > 0
-        assert "update 24: collapse? health/loss_ratio" in capsys.readouterr().out
+    else:  # hardly trained, so predictions are no better than the mean; two looks must say so
+        assert counted[0][1] == 0
+        assert health["update"] == 24 and counted[-1][1] == len(health["alarms"]) > 0
+        shown = capsys.readouterr().out
+        assert "update 24: collapse? health/loss_ratio" in shown and "| alarms " in shown
 
 
-def test_gates_can_stop_a_run_and_be_told_to_go_on(
-    demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    strict = {"gates": "stop", "gates_from": 16}
-    for _ in range(2):  # the second call looks again and learns nothing
-        with pytest.raises(CollapseError, match=r"at update 16: health.*--demos\.gates warn"):
-            train(point_config(tmp_path, demos, demos=strict))
+def test_an_alarm_can_stop_a_run_and_be_told_to_let_it_go_on(demos: Path, tmp_path: Path) -> None:
+    for _ in range(2):  # the second call remembers and learns nothing
+        with pytest.raises(CollapseError, match=r"at update 16: health.*--train\.monitor warn"):
+            train(point_config(tmp_path, demos, train=STRICT))
         status = read_status(tmp_path)
         assert status["state"] == "failed" and "collapsed" in status["reason"]
         assert final_state(tmp_path)["updates"] == 16
     assert CollapseError in cli.explained_errors()
-    assert train(point_config(tmp_path, demos, demos=strict | {"gates": "off"})) == 0
-    assert read_status(tmp_path)["health"]["failed"] is None
+    assert train(point_config(tmp_path, demos, train=STRICT | {"monitor": "off"})) == 0
+    assert read_status(tmp_path)["health"]["alarms"] is None
 
 
 def test_fault_16_a_bad_batch_is_skipped_counted_and_kept(

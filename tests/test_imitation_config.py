@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from reverie.agents.collapse_gates import gates
+from reverie.agents.collapse_monitor import gates
 from reverie.agents.configs import ConfigError
 from reverie.agents.demonstrations import demo_folder, load_demonstrations, make_command
 from reverie.agents.devices import DeviceMemoryError, memory_advice
@@ -20,9 +20,9 @@ from reverie.envs.specs import EnvSpec
 PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"train": {"batch_length": 16}}, "set act_jepa.model.chunk instead"),
     ({"size": "M"}, "size: expected one of nano, S, found 'M'"),
-    ({"demos": {"held_out_episodes": 0}}, "hold some out or use --demos.gates off"),
+    ({"demos": {"held_out_episodes": 0}}, "hold some out or use --train.monitor off"),
     ({"demos": {"train_episodes": 0}}, "demos.train_episodes: expected more than 0"),
-    ({"demos": {"gates": "warm"}}, "did you mean warn?"),
+    ({"train": {"monitor": "warm"}}, "did you mean warn?"),
     ({"act_jepa": {"execute": 31}}, "use at most 30"),
     ({"act_jepa": {"execute": 0}}, "act_jepa.execute: expected more than 0"),
     ({"act_jepa": {"ensemble": 0.01}}, "expected act_jepa.execute 1, found none"),
@@ -76,11 +76,11 @@ def test_three_agents_are_one_model_with_switches() -> None:
 
 
 def test_flags_reach_the_family() -> None:
-    flags = ["--config", "six", "--act-jepa.model.w-jepa", "0.3", "--demos.gates=stop"]
+    flags = ["--config", "six", "--act-jepa.model.w-jepa", "0.3", "--train.monitor=stop"]
     cfg = config_from_args(flags, agent="act")
     model = cfg.act_jepa.model
     assert (cfg.agent, cfg.task, model.chunk, model.w_jepa) == ("act", "metaworld/six", 20, 0.3)
-    assert cfg.demos.gates == "stop" and cfg.train.steps == 1500 and cfg.train.batch_size == 64
+    assert cfg.train.monitor == "stop" and cfg.train.steps == 1500 and cfg.train.batch_size == 64
 
 
 def test_where_demonstrations_are_looked_for() -> None:
@@ -144,16 +144,22 @@ COLLAPSED = HEALTHY | {
 """The same without stop-gradient: the centred rank rises."""
 
 
+def breaches(found: dict[str, float], *, several: bool = True, guard: str = "ema") -> list[str]:
+    cfg = resolve({"agent": "act-jepa", "task": "toy/x", "act_jepa": {"model": {"guard": guard}}})
+    applied = gates(cfg, tasks=6 if several else 1)
+    lines = [gate.breach(found[gate.name]) for gate in applied if gate.name in found]
+    return [line for line in lines if line is not None]
+
+
 def failed(found: dict[str, float], *, several: bool = True, guard: str = "ema") -> list[str]:
-    return [line.split()[0] for line in gates(found, several_tasks=several, guard=guard)]
+    return [line.split()[0] for line in breaches(found, several=several, guard=guard)]
 
 
 def test_gates_tell_a_healthy_latent_from_a_collapsed_one() -> None:
     assert failed(HEALTHY) == []
     broken = {"health/target_cosine", "health/loss_ratio", "health/target_std", "health/task_std"}
     assert set(failed(COLLAPSED)) == broken
-    lines = gates(COLLAPSED, several_tasks=True, guard="ema")
-    assert "health/loss_ratio 1.13, expected less than 0.6" in lines
+    assert "health/loss_ratio 1.13, expected less than 0.6" in breaches(COLLAPSED)
     # what is half collapsed holds its variance in one direction
     assert failed(HEALTHY | {"health/top_share": 0.86}) == ["health/top_share"]
 
@@ -181,5 +187,5 @@ def test_sigreg_answers_for_its_own_statistic() -> None:
 
 
 def test_gates_need_a_latent_prediction_and_fail_on_nan() -> None:
-    assert gates({"held_out/action": 0.1}, several_tasks=True, guard="ema") == []
+    assert breaches({"held_out/action": 0.1}) == []
     assert set(failed(dict.fromkeys(HEALTHY, math.nan))) == set(HEALTHY) - {"health/rank_centred"}

@@ -53,11 +53,13 @@ def raise_at(monkeypatch: pytest.MonkeyPatch, moments: dict[str, int]) -> None:
     for name, moment in moments.items():
         plain, calls = getattr(ImitationTrainer, name), [0]
 
-        def counted(self: Any, plain: Any = plain, calls: Any = calls, at: int = moment) -> Any:
+        def counted(
+            self: Any, *, plain: Any = plain, calls: Any = calls, at: int = moment, **own: bool
+        ) -> Any:
             calls[0] += 1
             if calls[0] == at:
                 signal.raise_signal(signal.SIGTERM)
-            return plain(self)
+            return plain(self, **own)
 
         monkeypatch.setattr(ImitationTrainer, name, counted)
 
@@ -66,7 +68,7 @@ STOPS = (
     {"_update": 13, "_evaluate_if_due": 24},
     {"_update": 1},
     {"_evaluate_if_due": 11},
-    {"_examine_if_due": 9, "_update": 24},
+    {"_monitor_if_due": 9, "_update": 24},
     {"_evaluate_if_due": 25},
 )
 """What is interrupted at which call; all but the first are left to `make test`."""
@@ -168,8 +170,8 @@ def test_trap_15_draws_depend_on_seed_and_update(
 
 
 def test_looking_and_playing_do_not_change_training(demos: Path, tmp_path: Path) -> None:
-    often = {"train": {"eval_every": 3}, "demos": {"examine_every": 2}}
-    never = {"train": {"eval_episodes": 0}, "demos": {"examine_every": 0}}
+    often = {"train": {"eval_every": 3, "monitor_every": 2}}
+    never = {"train": {"eval_episodes": 0, "monitor_every": 0}}
     train(point_config(tmp_path / "often", demos, **often))
     train(point_config(tmp_path / "never", demos, **never))
     left, right = (final_state(tmp_path / name)["agent"] for name in ("often", "never"))

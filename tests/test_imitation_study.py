@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from grid_doubles import COMMAND
 
 from reverie.agents.configs import ConfigError
 from reverie.agents.demonstrations import make_command
+from reverie.agents.resolve import run_directory
+from reverie.benchmarks import imitation
 from reverie.benchmarks.imitation import Cell, plan, summary
 
 
@@ -36,11 +40,26 @@ def test_demonstrations_are_recorded_under_the_time_limit_of_the_runs() -> None:
     assert "--time-limit 200" in command and "--observe both" in command
 
 
+def test_runs_lie_where_training_has_them_and_are_not_trained_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    local = functools.partial(imitation.LocalExecutor, command=COMMAND)
+    monkeypatch.setattr(imitation, "LocalExecutor", local)
+    cells = plan("six", ("act", "bc"), (0,))
+    assert imitation.train(cells, jobs=2) == 0
+    assert all(cell.done and cell.run == run_directory(cell.cfg) for cell in cells)
+    # other settings are other runs of the same grid
+    more = [*cells, *plan("six", ("act",), (0,), ("train.steps=300",))]
+    assert imitation.train(more, jobs=1) == 0
+    assert [len((cell.run / "finishes").read_text().splitlines()) for cell in more] == [1, 1, 1]
+
+
 def finish(cell: Cell, folder: Path, *, success: float, rmse: float, failed: list[str]) -> Cell:
     """The cell with a run that ended so."""
     run = folder / cell.arm / str(cell.seed)
     run.mkdir(parents=True)
-    status = {"evaluation": {"success": success, "episodes": 50}, "health": {"failed": failed}}
+    status = {"evaluation": {"success": success, "episodes": 50}, "health": {"alarms": failed}}
     (run / "status.json").write_text(json.dumps({"state": "done", **status}))
     rows: list[dict[str, Any]] = [{"step": 1, "probe/rmse_10": 9.0}, {"step": 2}]
     rows[1]["probe/rmse_10"] = rmse

@@ -181,7 +181,7 @@ def test_bands_are_for_one_three_and_five_runs() -> None:
 def test_every_file_is_explained_and_rectangular() -> None:
     manual = (FOLDER / "README.md").read_text()
     names = sorted(path.name for path in FOLDER.glob("*.csv"))
-    assert len(names) == 8
+    assert len(names) == 10
     for name in names:
         assert f"`{name}`" in manual
         table: list[dict[Any, Any]] = list(reference.rows(name))

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from reverie.agents.capture import warm_up
 from reverie.agents.q_learning import view_order
-from reverie.agents.spr import SPR
+from reverie.agents.spr import LOOKED_AT, SPR
 from reverie.agents.spr_config import (
     AugmentConfig,
     QOptimConfig,
@@ -338,11 +338,19 @@ def test_prediction_ratio_is_the_loss_over_that_of_a_constant() -> None:
     torch.testing.assert_close(found["health/prediction_ratio"], ratio, rtol=1e-3, atol=0.0)
 
 
-def test_report_has_rank_and_shuffle_ratio_and_changes_nothing() -> None:
+def test_report_has_what_tells_a_collapse_and_changes_nothing() -> None:
     player, replay = agent(), filled_replay()
     before = clone_tree(player.state_dict())
     found = player.examine(replay, np.random.default_rng(0), (B, 1))
-    assert set(found) == {"health/latent_rank", "health/action_shuffle_ratio"}
-    assert 1.0 <= found["health/latent_rank"] <= B
+    names = "latent_rank latent_cosine action_shuffle_ratio loss_ratio variance_spread ema_distance"
+    spread = "target_std target_cosine top_share rank rank_centred"
+    assert set(found) == {f"health/{name}" for name in f"{names} {spread}".split()}
+    assert 1.0 <= found["health/latent_rank"] <= LOOKED_AT
+    assert set(
+        agent(with_model(predictions=0)).examine(replay, np.random.default_rng(0), (B, 1))
+    ) == {
+        "health/latent_rank",
+        "health/latent_cosine",
+    }
     assert_same(before, player.state_dict())
     assert SPEC.action_size == 3 and MODEL.predictions == 5

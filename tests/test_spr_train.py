@@ -96,8 +96,9 @@ def test_metrics_have_losses_norms_and_health_at_the_right_updates(finished: Pat
         assert behind in (0, 1), row["step"]
     scored = [row for row in rows if "eval/mean" in row]
     assert [row["step"] for row in scored] == [PREFILL, 120, PREFILL + 80]
-    for row in scored:
-        assert row["health/latent_rank"] >= 1 and row["health/action_shuffle_ratio"] > 0
+    looked = [row for row in rows if "health/latent_rank" in row]
+    assert len(looked) == 4 and looked[-1]["step"] == PREFILL + 80, "every 16 updates, and the end"
+    assert looked[0]["health/latent_rank"] >= 1 and looked[0]["health/action_shuffle_ratio"] > 0
 
 
 def test_the_last_evaluation_is_recorded_everywhere_alike(finished: Path) -> None:

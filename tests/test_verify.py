@@ -241,3 +241,32 @@ def test_the_protocol_is_what_a_final_evaluation_says() -> None:
         assert env.spec.protocol == PROTOCOL
     finally:
         env.close()
+
+
+# grids
+
+
+def make_grid(path: Path, cells: list[tuple[str, int]]) -> Path:
+    """A grid of Alien; the cells of spr are finished."""
+    tree = []
+    for agent, seed in cells:
+        run = f"runs/atari/alien/{agent}/{seed}"
+        make_run(path / run, 800.0 + seed, seed=seed, agent=agent)
+        cell = {"id": f"{agent}--atari-alien--{seed}", "arm": agent, "task": "atari/alien"}
+        words = [agent, "--task", "atari/alien", "--seed", str(seed)]
+        tree.append({**cell, "seed": seed, "words": words, "run": run, "prepare": []})
+    grid = {"schema": 1, "suite": "atari100k", "cells": tree}
+    (path / "grid.json").write_text(json.dumps(grid))
+    return path
+
+
+def test_a_grid_stands_for_its_runs_of_spr(tmp_path: Path) -> None:
+    cells = [("spr", 0), ("rainbow", 0), ("spr", 1), ("spr", 2)]
+    grid = make_grid(tmp_path / "grid", cells)
+    found = collect([grid])["atari/alien"]
+    assert [(run.seed, run.score) for run in found] == [(0, 800.0), (1, 801.0), (2, 802.0)]
+    assert verify((grid,)) == 0
+    (grid / "runs/atari/alien/spr/1/status.json").unlink()
+    assert "runs/atari/alien/spr/1: expected a finished run" in problems(grid)[0]
+    other = make_grid(tmp_path / "other", [("rainbow", 0)])
+    assert problems(other) == [f"{other}: expected a grid with runs of spr, found one of rainbow"]

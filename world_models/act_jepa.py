@@ -104,7 +104,7 @@ class ACTJEPAModel(nn.Module):
         self.places: Tensor
         self.action_conditioned = cfg.action_conditioned
         self.loss_dims = ("B", "T")
-        self.loss_scales = {"action": 1.0}
+        self.loss_scales = {"action": cfg.w_action}
         if self.style is not None:
             self.loss_scales["kl"] = cfg.kl_scale
         if predicts:
@@ -130,7 +130,7 @@ class ACTJEPAModel(nn.Module):
         """Tokens [N, S, D] of single moments: "vector" [N, V], "image" [N, H, W, C], task [N]."""
         extra = None
         if self.style is not None:  # z = 0, the mean of its prior
-            extra = self.style.token.bias.expand(len(task), -1)
+            extra = self.style.token.bias.expand(task.shape[0], -1)
         return ContextTokens(self.encoder.context(self.modalities(obs), task, extra=extra))
 
     def chunk(self, latents: ContextTokens, *, drop: float = 0.0) -> Tensor:

@@ -23,6 +23,8 @@ class ACTJEPAModelConfig:
     """What is encoded at every step of the chunk and predicted; each one must be an input."""
     w_jepa: float = 1.0
     """Weight of the latent loss; 0 is ACT: no predictor and no target exist."""
+    w_action: float = 1.0
+    """Weight of the action loss; 0 leaves the latent prediction alone, and a policy untrained."""
     guard: Guard = "ema"
     """What keeps latents from collapsing; none lets the gradient into the targets: a control."""
     guard_scale: float = 0.05

@@ -26,7 +26,7 @@ class ActionDecoder(nn.Module):
 
     def forward(self, context: Tensor, *, drop: float = 0.0) -> Tensor:
         """Context [N, S, D] -> actions [N, P, A]."""
-        x = self.query.expand(len(context), -1, -1)
+        x = self.query.expand(context.shape[0], -1, -1)
         for block in self.blocks:
             x = block(x, context, drop=drop)
         out: Tensor = self.action(self.norm(x))
@@ -50,7 +50,7 @@ class ChunkMLP(nn.Module):
             x = F.relu(layer(x))
             x = F.dropout(x, drop) if drop else x
         out: Tensor = self.action(x)
-        return out.view(len(out), self.chunk, -1)
+        return out.view(out.shape[0], self.chunk, -1)
 
 
 class LatentPredictor(nn.Module):

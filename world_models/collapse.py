@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reverie.world_models.ops import categorical_kl
+
 
 def unit_directions(normal: Tensor) -> Tensor:
     """Columns of standard normal numbers [D, M] divided by their norms: uniform on the sphere.
@@ -87,12 +89,31 @@ def loss_over_mean_prediction(prediction: Tensor, target: Tensor) -> Tensor:
 def top_eigenvalue_share(z: Tensor) -> Tensor:
     """`l_1 / sum_j l_j` [] of the eigenvalues of the covariance of z [N, D].
 
-    1 when all variance lies along one direction, and when there is none.
+    1 when all variance lies along one direction, and when there is none. Fewer samples than
+    features have the same eigenvalues in a smaller matrix.
     gradient: to z.
     """
-    covariance = _covariance(z)
+    covariance = _covariance(z) if len(z) >= z.shape[1] else _covariance_of_samples(z)
     largest: Tensor = torch.linalg.eigvalsh(covariance)[-1]
     return (largest + 1e-12) / (covariance.trace() + 1e-12)
+
+
+def code_information(prob: Tensor) -> Tensor:
+    """`mean_n KL[p_n || mean p]` [] in nats of codes [N, S, C], summed over the S groups.
+
+    What a draw of the code tells about which sample it belongs to, and the loss of the best
+    constant prediction; 0: the code is noise, or a constant.
+    gradient: to prob.
+    """
+    return categorical_kl(prob, prob.mean(0, keepdim=True)).mean()
+
+
+def _covariance_of_samples(z: Tensor) -> Tensor:
+    """`z z^T / (N - 1)` [N, N] of centred z [N, D]: the covariance's eigenvalues that are not 0."""
+    with torch.autocast(z.device.type, enabled=False):
+        z = z.float()
+        z = z - z.mean(0)
+        return z @ z.T / (len(z) - 1)
 
 
 def _covariance(z: Tensor) -> Tensor:

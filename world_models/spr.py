@@ -122,7 +122,9 @@ class SPRModel(nn.Module):
 
     @property
     def prediction_target(self) -> Network:
-        """What is predicted: a copy of its own, or the Q target."""
+        """What is predicted: a copy of its own, the Q target, or what learns (a control)."""
+        if self.cfg.target == "online":
+            return self.online
         if self.target_encoder is None or self.target_head is None:
             return self.q_target
         return Network(self.target_encoder, self.target_head)
@@ -163,14 +165,14 @@ class SPRModel(nn.Module):
         out: Tensor = self.predictor(self.head.project(states.flatten(0, 1)))
         return out.view(*states.shape[:2], -1)
 
-    @torch.no_grad()
     def target_projection(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Targets y~ [N, P] of float images [N, S*C, H, W].
 
-        gradient: none.
+        gradient: none, but with `target` online.
         """
         network = self.prediction_target
-        return network.head.project(network.latent(image, generator).flatten(1))
+        with torch.set_grad_enabled(self.cfg.target == "online" and torch.is_grad_enabled()):
+            return network.head.project(network.latent(image, generator).flatten(1))
 
     def _unroll(self, latent: Tensor, action: Tensor, *, train: bool) -> Tensor:
         assert self.transition is not None, "no transition: predictions is 0"
@@ -206,7 +208,7 @@ class SPRModel(nn.Module):
     def targets(self, batch: Batch) -> Tensor:
         """Projections [B, K, P] of rows 1..K: what row 0 predicts.
 
-        gradient: none.
+        gradient: none, but with `target` online.
         """
         count = self.cfg.predictions
         stacks = stack_frames(batch["image"], batch["is_first"], self.cfg.history)

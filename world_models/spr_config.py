@@ -36,8 +36,9 @@ class SPRModelConfig:
     """Weight of the mean squared distance of unit vectors: 2.5 lambda of the paper for K = 5."""
     transition_norm: Literal["bn", "none"] = "bn"
     """Batch norm behind the transition's first convolution, or none (SR-SPR, BBF)."""
-    target: Literal["own", "shared"] = "own"
-    """Prediction targets from a copy of their own (SPR), or from the Q target (SR-SPR, BBF)."""
+    target: Literal["own", "shared", "online"] = "own"
+    """Prediction targets from a copy of their own (SPR), or from the Q target (SR-SPR, BBF);
+    online lets the gradient into the targets: a control that collapses."""
     target_rate: float = 1.0
     """Rate of that copy per update, 1 - m of the paper: 1 with augmentation, 0.01 without."""
     q_target_rate: float = 1.0

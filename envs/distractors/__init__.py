@@ -1,0 +1,1 @@
+"""Moving backgrounds and other distractions for pixel tasks, and where their clips come from."""

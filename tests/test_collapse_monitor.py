@@ -1,0 +1,202 @@
+"""The collapse monitor: what it measures, when it alarms, and that it is right on other seeds.
+
+Thresholds were chosen on seed 0 of these worlds; the tests use others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import collapse_worlds
+import pytest
+import torch
+from collapse_worlds import FORCED, Look
+from runs import final_state
+from torch import nn
+
+from reverie.agents.collapse_monitor import (
+    ACT_JEPA,
+    MUDREAMER,
+    ONE_TASK,
+    SPR,
+    CollapseError,
+    CollapseMonitor,
+    Gate,
+    gates,
+)
+from reverie.agents.jsonl import read_jsonl
+from reverie.agents.resolve import resolve
+from reverie.agents.rundir import read_status
+from reverie.agents.trainer import train
+from reverie.world_models.monitor import ema_distance, spread, thinned, variance_spread
+
+GATES = {"mudreamer": MUDREAMER, "spr": SPR, "act_jepa": ACT_JEPA + ONE_TASK}
+SEEDS = (1, 2)
+ONE = (Gate("health/x", above=1.0),)
+
+
+def judged(monitor: CollapseMonitor, *values: float) -> list[list[str]]:
+    return [monitor.look(n, {"health/x": v}, judge=True) for n, v in enumerate(values)]
+
+
+# alarms
+
+
+def test_an_alarm_needs_two_looks_and_so_does_its_end() -> None:
+    monitor = CollapseMonitor(ONE)
+    told = judged(monitor, 2.0, 0.5, 2.0, 0.5, 0.4)
+    assert [len(lines) for lines in told] == [0, 0, 0, 0, 1], "one look is no alarm"
+    assert told[-1] == ["collapse? health/x 0.4, expected more than 1.0"]
+    assert monitor.status()["alarms"] == ["health/x 0.4, expected more than 1.0"]
+    told = judged(monitor, 0.3, 2.0, 0.2, 2.0, 3.0)
+    assert [len(lines) for lines in told] == [0, 0, 0, 0, 1]
+    assert told[-1] == ["health/x 3 is healthy again"] and monitor.alarms == {}
+
+
+def test_not_a_number_is_a_breach_and_what_is_not_judged_is_not_remembered() -> None:
+    monitor = CollapseMonitor(ONE)
+    judged(monitor, float("nan"), float("nan"))
+    assert "health/x" in monitor.alarms
+    assert monitor.look(9, {"health/x": 0.0, "other": 1.0}, judge=False) == []
+    assert monitor.status() == {"update": 9, "alarms": None, "health/x": 0.0}
+    assert judged(monitor, 0.0) == [[]], "the streak began anew"
+
+
+def test_a_monitor_continues_where_it_was_saved() -> None:
+    monitor, other = CollapseMonitor(ONE), CollapseMonitor(ONE)
+    judged(monitor, 0.5)
+    other.load_state_dict(monitor.state_dict())
+    assert judged(other, 0.5) == judged(monitor, 0.5) != [[]]
+    assert other.state_dict() == monitor.state_dict()
+
+
+def test_every_family_has_gates_and_sigreg_its_own() -> None:
+    for agent, size in (("mudreamer", "S"), ("dreamerv3", "S"), ("spr", "S"), ("bbf", "S")):
+        cfg = resolve({"agent": agent, "size": size, "task": "atari/pong"})
+        assert gates(cfg) == (SPR if agent in ("spr", "bbf") else MUDREAMER)
+    own = {"agent": "act-jepa", "task": "metaworld/six"}
+    names = {gate.name for gate in gates(resolve(own), tasks=6)}
+    assert {"health/target_std", "health/task_std", "health/loss_ratio"} < names
+    guarded = resolve(own | {"act_jepa": {"model": {"guard": "sigreg"}}})
+    names = {gate.name for gate in gates(guarded, tasks=6)}
+    assert "health/sigreg" in names and "health/target_std" not in names
+
+
+# measurements
+
+
+def test_spread_tells_a_cloud_from_a_point() -> None:
+    cloud = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    alive = {name: float(value) for name, value in spread(cloud).items()}
+    dead = {name: float(value) for name, value in spread(1.0 + 1e-6 * cloud).items()}
+    assert alive["target_std"] > 0.9 and dead["target_std"] < 1e-5
+    assert alive["target_cosine"] < 0.2 and dead["target_cosine"] > 0.9999
+    assert alive["rank"] > 7.5 and dead["rank"] < 1.1
+
+
+def test_thinned_keeps_even_places() -> None:
+    assert thinned(torch.arange(256)).tolist() == list(range(256))
+    assert thinned(torch.arange(600)).tolist() == list(range(0, 600, 3))
+
+
+def test_variance_spread_is_that_of_the_widest_batch_norm() -> None:
+    module = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3))
+    assert variance_spread(module) == 0.0 and variance_spread(nn.Linear(2, 2)) is None
+    assert isinstance(module[2].running_var, torch.Tensor)
+    module[2].running_var.copy_(torch.tensor([0.01, 1.0, 10.0]))
+    torch.testing.assert_close(variance_spread(module), torch.tensor(3.0))
+
+
+def test_ema_distance_is_relative_to_the_source() -> None:
+    source, target = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+    source.weight.data.copy_(torch.tensor([[3.0, 4.0]]))
+    target.weight.data.copy_(torch.tensor([[3.0, 5.0]]))
+    torch.testing.assert_close(ema_distance(target, source), torch.tensor(0.2))
+
+
+# whole agents, on seeds that no threshold was chosen on
+
+
+def looks(kind: str, folder: Path, **own: Any) -> list[Look]:
+    if kind == "act_jepa":
+        return collapse_worlds.act_jepa(folder, **own)
+    found: list[Look] = getattr(collapse_worlds, kind)(**own)
+    return found
+
+
+def alarms(kind: str, found: list[Look]) -> set[str]:
+    """Those at the end, from the last three looks."""
+    monitor = CollapseMonitor(GATES[kind])
+    for update, look in enumerate(found[-3:]):
+        monitor.look(update, look, judge=True)
+    return set(monitor.alarms)
+
+
+@pytest.mark.slow
+@pytest.mark.learn
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", GATES)
+def test_healthy_runs_are_silent_and_forced_collapses_alarm(
+    kind: str, seed: int, tmp_path: Path
+) -> None:
+    healthy = looks(kind, tmp_path, seed=seed)
+    assert alarms(kind, healthy) == set(), healthy[-1]
+    forced = FORCED[kind] | ({"q_scale": 0.0} if kind == "spr" else {})
+    collapsed = looks(kind, tmp_path / "forced", seed=seed, **forced)
+    assert len(alarms(kind, collapsed)) >= 2, collapsed[-1]
+    last, sound = collapsed[-1], healthy[-1]
+    assert last["health/target_std"] < 0.3 * sound["health/target_std"]
+    assert last["health/target_cosine"] > sound["health/target_cosine"]
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+@pytest.mark.parametrize("kind", ["mudreamer", "spr"])
+def test_fault_17_constant_observations_raise_alarms(kind: str, tmp_path: Path) -> None:
+    found = looks(kind, tmp_path, seed=1, constant=True, updates=300)
+    assert len(alarms(kind, found)) >= 2, found[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+def test_fault_17_a_collapse_without_batch_norm_raises_alarms(tmp_path: Path) -> None:
+    own = FORCED["mudreamer"] | {"enc_norm": "ln"}
+    found = looks("mudreamer", tmp_path, seed=1, updates=300, **own)
+    assert len(alarms("mudreamer", found)) >= 2, found[-1]
+
+
+# in a run
+
+
+def collapsing(run: Path, **own: Any) -> Any:
+    tree = {
+        "agent": "mudreamer",
+        "task": "toy/dot",
+        "run": str(run),
+        "train": {"monitor_every": 3, "monitor_from": 3, **own},
+        "mudreamer": {"model": {"kl_dyn": 1.0, "kl_rep": 1.0, "pred_scale": 0.0}},
+    }
+    return resolve(tree, configs=["debug"])
+
+
+def test_a_run_shows_its_alarms_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(collapsing(tmp_path)) == 0
+    health = read_status(tmp_path)["health"]
+    assert health["alarms"] and "health/information" in health
+    rows = [r for r in read_jsonl(tmp_path / "metrics.jsonl") if "health/alarms" in r]
+    assert rows[0]["health/alarms"] == 0 and rows[-1]["health/alarms"] == len(health["alarms"])
+    shown = capsys.readouterr().out
+    assert "collapse? health/" in shown and "| alarms " in shown
+
+
+def test_a_run_ends_where_that_is_asked_for_and_goes_on_when_told(tmp_path: Path) -> None:
+    for _ in range(2):  # the second call remembers
+        with pytest.raises(CollapseError, match=r"at update 6: .*--train\.monitor warn"):
+            train(collapsing(tmp_path, monitor="stop"))
+        assert final_state(tmp_path)["updates"] == 6
+    assert read_status(tmp_path)["state"] == "failed"
+    assert train(collapsing(tmp_path, monitor="off")) == 0
+    assert read_status(tmp_path)["health"]["alarms"] is None

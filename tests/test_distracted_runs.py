@@ -1,0 +1,142 @@
+"""Runs of distracted tasks: their settings, their place, three scores, the clips they record."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import Child, assert_same, final_state
+
+from reverie.agents.clips_record import CLIPS
+from reverie.agents.configs import ConfigError, RunConfig
+from reverie.agents.flags import config_from_args
+from reverie.agents.jsonl import read_jsonl
+from reverie.agents.resolve import resolve, run_directory
+from reverie.agents.rundir import RunDirError, read_status
+from reverie.agents.trainer import build_env, train
+from reverie.benchmarks import cli
+
+
+def tree(run: Path, **env: Any) -> dict[str, Any]:
+    own = {"distractor": "dreamerpro", **env}
+    return {"agent": "mudreamer", "task": "toy/dot", "run": str(run), "env": own}
+
+
+def config(run: Path, **env: Any) -> RunConfig:
+    return resolve(tree(run, **env), configs=["debug"])
+
+
+def clips(folder: Path, *, seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    for split in ("train", "test"):
+        for clip in range(2):
+            place = folder / split / f"clip{clip}"
+            place.mkdir(parents=True, exist_ok=True)
+            for frame in range(3):
+                picture = rng.integers(0, 256, (24, 24, 3), np.uint8)
+                Image.fromarray(picture).save(place / f"{frame}.png")
+    return folder
+
+
+def test_the_flag_is_a_setting_and_a_part_of_the_task() -> None:
+    words = ["mudreamer", "--task", "dmc/walker_run"]
+    cfg = config_from_args([*words, "--distractor", "tpc"])
+    assert cfg.env.distractor == "tpc"
+    assert run_directory(cfg) == Path("runs/dmc/walker_run+tpc/mudreamer-S/0")
+    assert run_directory(config_from_args(words)) == Path("runs/dmc/walker_run/mudreamer-S/0")
+    noise = config_from_args([*words, "--distractor", "tpc", "--env.distractor-source", "noise"])
+    assert run_directory(noise).parent.name.startswith("mudreamer-S-")
+    with pytest.raises(ConfigError, match=r"--distractor: is --env\.distractor under"):
+        config_from_args([*words, "--distractor", "tpc", "--env.distractor", "dbc"])
+    with pytest.raises(ConfigError, match=r"distractor: expected a value, found none"):
+        config_from_args([*words, "--distractor"])
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [("dmc/walker_run", "dreamerpr"), ("dmc/quadruped_run", "dcs-easy"), ("atari/pong", "tpc")],
+)
+def test_what_cannot_distract_is_refused_with_the_settings(task: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"env\.distractor: .*"):
+        resolve({"task": task, "env": {"distractor": name}})
+
+
+def test_the_score_of_unseen_clips_comes_with_two_others(tmp_path: Path) -> None:
+    assert train(config(tmp_path)) == 0
+    score = read_status(tmp_path)["evaluation"]
+    assert "distractor=dreamerpro" in score["protocol"] and "split=test" in score["protocol"]
+    assert set(score["others"]) == {"train", "clean"}
+    assert "split=train" in score["others"]["train"]["protocol"]
+    assert "dreamerpro" not in score["others"]["clean"]["protocol"]
+    assert all(other["episodes"] == score["episodes"] for other in score["others"].values())
+    rows = [row for row in read_jsonl(tmp_path / "metrics.jsonl") if "eval/mean" in row]
+    assert [("eval_clean/mean" in row, "eval_train/mean" in row) for row in rows] == [
+        (False, False),
+        (True, True),
+    ], "only the last evaluation takes the time"
+    assert rows[-1]["eval_clean/mean"] == score["others"]["clean"]["mean"]
+
+    assert cli.main(["eval", str(tmp_path), "--controls"]) == 0
+    (path,) = tmp_path.glob("evaluation-*.json")
+    results = json.loads(path.read_text())["results"]
+    assert list(results) == ["none", "random", "zero", "blank", "train", "clean"]
+    assert results["none"]["mean"] == score["mean"]
+    for view in ("train", "clean"):
+        assert results[view]["mean"] == score["others"][view]["mean"], view
+        assert results[view]["protocol"] == score["others"][view]["protocol"], view
+
+
+def test_what_is_seen_behind_the_scene_differs_between_the_views(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    pictures = {}
+    for view in ("test", "train", "clean"):
+        env = build_env(cfg, "eval", 1, view=view)
+        pictures[view] = env.reset().obs["image"]
+        env.close()
+    assert not np.array_equal(pictures["test"], pictures["train"])
+    assert not np.array_equal(pictures["test"], pictures["clean"])
+    bodies = [(picture[..., :2] == 255).any(-1) for picture in pictures.values()]
+    assert all(body.any() for body in bodies)
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+def test_fault_01_a_killed_distracted_run_continues_with_the_same_bits(tmp_path: Path) -> None:
+    assert train(config(tmp_path / "whole")) == 0
+    parts = tree(tmp_path / "parts")
+    child = Child(parts, agent="mudreamer", configs=("debug",), UPDATE_SECONDS="0.05")
+    child.wait_for("ready 9")
+    child.process.send_signal(signal.SIGKILL)
+    child.finish()
+    child = Child(parts, agent="mudreamer", configs=("debug",))
+    assert child.finish() == 0, child.output
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
+
+
+def test_a_run_records_its_clips_and_refuses_others(tmp_path: Path) -> None:
+    folder = clips(tmp_path / "videos")
+    cfg = config(tmp_path / "run", distractor_source=str(folder))
+    assert train(cfg) == 0
+    record = json.loads((tmp_path / "run" / CLIPS).read_text())
+    hashes = {clip["sha256"] for split in ("train", "test") for clip in record[split]}
+    assert len(hashes) == 4, record
+    assert "source=folder" in read_status(tmp_path / "run")["evaluation"]["protocol"]
+    moved = folder.rename(tmp_path / "moved")
+    elsewhere = config(tmp_path / "run", distractor_source=str(moved))
+    assert train(elsewhere) == 0, "the same clips"
+    clips(moved, seed=1)
+    with pytest.raises(RunDirError, match="began with other clips"):
+        train(elsewhere)
+
+
+def test_a_folder_without_clips_leaves_no_run(tmp_path: Path) -> None:
+    empty = tmp_path / "videos"
+    empty.mkdir()
+    words = ["train", "mudreamer", "--task", "toy/dot", "--config", "debug"]
+    words += ["--distractor", "dreamerpro", "--env.distractor-source", str(empty)]
+    assert cli.main([*words, "--run", str(tmp_path / "run")]) == 1
