@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from reverie.agents.checkpoint import CheckpointError
 from reverie.agents.collapse_monitor import CollapseMonitor, gates
 from reverie.agents.configs import RunConfig
 from reverie.agents.demo_evaluation import evaluate_tasks, probe, probed_offsets, shown
@@ -69,10 +68,7 @@ class ImitationTrainer(RunLoop):
             if self._over:
                 break
             self._update()
-        if not self._save():
-            raise CheckpointError("the finished run could not be saved; free disk space, run again")
-        self.run_dir.status("done", **self.standing())
-        return 0
+        return self._done()
 
     @property
     def _over(self) -> bool:

@@ -13,10 +13,11 @@ from reverie.world_models.collapse import (
     cosine_to_mean,
     loss_over_mean_prediction,
     sigreg,
-    top_eigenvalue_share,
     unit_directions,
 )
-from reverie.world_models.ops import effective_rank, feature_std
+from reverie.world_models.losses import masked_l1
+from reverie.world_models.monitor import ema_distance, spread
+from reverie.world_models.ops import feature_std
 
 MOST = 1024
 """Windows looked at; fewer make ranks and covariances noisy."""
@@ -41,14 +42,17 @@ def latent_health(
     for part in torch.split(index, batch_size):
         batch = normalise(windows.gather(part))
         share = len(part) / len(index)
-        for name, loss in model.losses(batch).items():
-            if name != "guard":
-                sums[name] = sums.get(name, 0) + share * loss.mean()
-        if model.predictor is not None:
+        if model.predictor is None:
+            losses = model.losses(batch)
+        else:  # the same losses, in one pass with what they are made of
             first = {key: batch[key][:, 0] for key in ("vector", "image") if key in batch}
-            latents = model.context(first, batch["task"])
-            predicted = model.predict(latents, batch["action"])
-            kept.append((predicted, model.target_latents(batch), batch["is_pad"], batch["task"]))
+            latents, valid = model.context(first, batch["task"]), ~batch["is_pad"]
+            predicted, target = model.predict(latents, batch["action"]), model.target_latents(batch)
+            losses = {"action": masked_l1(model.chunk(latents), batch["action"], valid)}
+            losses["latent"] = masked_l1(predicted.flatten(2), target.flatten(2), valid)
+            kept.append((predicted, target, batch["is_pad"], batch["task"]))
+        for name, loss in losses.items():
+            sums[name] = sums.get(name, 0) + share * loss.mean()
     found = {f"held_out/{name}": value for name, value in sums.items()}
     if kept:
         found |= _collapse(model, *(torch.cat(parts) for parts in zip(*kept, strict=True)))
@@ -65,16 +69,17 @@ def _collapse(
         if here.sum() < 2:
             continue
         z, guess = target[here, step].flatten(1), predicted[here, step].flatten(1)
-        found[f"health/target_std{name}"] = feature_std(z)
-        found[f"health/target_cosine{name}"] = cosine_to_mean(z)
         found[f"health/loss_ratio{name}"] = loss_over_mean_prediction(guess, z)
         if name:
+            found[f"health/target_std{name}"] = feature_std(z)
+            found[f"health/target_cosine{name}"] = cosine_to_mean(z)
             continue
-        found["health/top_share"] = top_eigenvalue_share(z)
-        found["health/rank"] = effective_rank(z)
-        found["health/rank_centred"] = effective_rank(z - z.mean(0))
+        found |= {f"health/{measure}": value for measure, value in spread(z).items()}
         same = task[here] == task[here].mode().values
         found["health/task_std"] = feature_std(z[same])
+        if model.target is not None:
+            source = model.encoder.part(model.cfg.targets)
+            found["health/ema_distance"] = ema_distance(model.target, source)
         if model.projector is not None:
             projected = model.projector(z.view(-1, model.cfg.width))
             found["health/projected_std"] = feature_std(projected)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from reverie.agents.inspection.panels import encode_gif, encode_png
 from reverie.agents.jsonl import JsonLines, Record, keep_records, read_jsonl
-from reverie.agents.tensorboard_events import EventFile
+from reverie.agents.projector import Points, write_projector
+from reverie.agents.tensorboard_events import LAYOUT, EventFile, Layout, Setting
 
 __all__ = ["EPISODES", "METRICS", "Logger", "read_jsonl"]
 
@@ -30,11 +31,17 @@ class Logger:
     """
 
     def __init__(
-        self, run_dir: Path, *, resume_step: int | None = None, tensorboard: bool = True
+        self,
+        run_dir: Path,
+        *,
+        resume_step: int | None = None,
+        tensorboard: bool = True,
+        layout: Layout = LAYOUT,
     ) -> None:
         """Append to the files of `run_dir`.
 
         After a resume from `resume_step`, what was recorded later is dropped: it happens again.
+        `layout` is that of TensorBoard's custom scalars.
         """
         self.lost = 0
         self._warned: set[str] = set()
@@ -42,7 +49,7 @@ class Logger:
         self._run_dir = run_dir
         self._purge_step = None if resume_step is None else resume_step + 1
         self._events: EventFile | None = None
-        self._tensorboard = tensorboard
+        self._tensorboard, self._layout = tensorboard, layout
         self._closed = False
         if resume_step is not None:
             self._guard(METRICS, lambda: self._forget(METRICS, resume_step), counts=False)
@@ -70,6 +77,25 @@ class Logger:
         """Record a picture uint8 [H, W, 3] in TensorBoard."""
         self._to_tensorboard(lambda events: events.picture(step, tag, encode_png(picture)))
 
+    def embedding(self, name: str, points: Points) -> None:
+        """Show latents in TensorBoard's projector, in place of those that had this name."""
+        if self._tensorboard:
+            self._guard("the projector", lambda: write_projector(self._run_dir, name, points))
+
+    def hparams(
+        self,
+        step: int,
+        values: Mapping[str, Setting],
+        metrics: Sequence[str],
+        *,
+        first: Collection[str] = (),
+    ) -> None:
+        """Add the run to TensorBoard's table of settings and the last values of `metrics`.
+
+        The columns named in `first` come first.
+        """
+        self._to_tensorboard(lambda events: events.hparams(step, values, metrics, first=first))
+
     def close(self) -> None:
         """Close all files; safe to call twice."""
         self._closed = True
@@ -96,7 +122,9 @@ class Logger:
 
         def open_and_write() -> None:
             if self._events is None:
-                self._events = EventFile(self._run_dir, purge_step=self._purge_step)
+                self._events = EventFile(
+                    self._run_dir, purge_step=self._purge_step, layout=self._layout
+                )
             write(self._events)
 
         try:

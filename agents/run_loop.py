@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from reverie.agents.checkpoint import CheckpointError
 from reverie.agents.collapse_monitor import CollapseError, CollapseMonitor, gates
 from reverie.agents.configs import RunConfig
 from reverie.agents.devices import resolve_device
@@ -15,6 +16,7 @@ from reverie.agents.interface import Agent
 from reverie.agents.logger import Logger
 from reverie.agents.metrics import MetricMeans
 from reverie.agents.progress import Cadence, Progress
+from reverie.agents.run_summary import FIRST, SCORES, hparams, layout, overview, settings
 from reverie.agents.rundir import RunDir
 from reverie.agents.savepoints import SavePoints, Segments
 from reverie.agents.stopping import NonFiniteGuard, StopRequest, check_memory
@@ -59,7 +61,14 @@ class RunLoop:
             self.run_dir.path, segments, keep=cfg.checkpoint_keep, warn=progress.note
         )
         resumed = self._resume()
-        self.logger = Logger(self.run_dir.path, resume_step=self.steps if resumed else None)
+        self.logger = Logger(
+            self.run_dir.path,
+            resume_step=self.steps if resumed else None,
+            layout=layout(self.cfg),
+        )
+        if not resumed:
+            self.logger.text(0, "run", overview(self.cfg, self.run_dir.path))
+            self.logger.text(0, "config", settings(self.cfg))
         self.save_due = Cadence(
             steps=cfg.checkpoint_every,
             seconds=60 * cfg.checkpoint_minutes,
@@ -165,6 +174,14 @@ class RunLoop:
         self.progress.update(self.steps, self.updates, _shown(losses))
         self.logger.scalars(self.steps, losses | self.counters())
         self.run_dir.status("running", **self.standing())
+
+    def _done(self) -> int:
+        """Save what the budget has made; returns the exit code of success."""
+        if not self._save():
+            raise CheckpointError("the finished run could not be saved; free disk space, run again")
+        self.logger.hparams(self.steps, hparams(self.cfg), SCORES, first=FIRST)
+        self.run_dir.status("done", **self.standing())
+        return 0
 
     def _preempted(self, code: int) -> int:
         saved = self._save()

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 
-from reverie.agents.checkpoint import CheckpointError
 from reverie.agents.clips_record import record_clips
 from reverie.agents.collector import Collector
 from reverie.agents.configs import RunConfig
@@ -169,10 +168,7 @@ class Trainer(RunLoop):
             if self.stop and self.collector.restorable:
                 continue  # no step more: a signal in the last evaluation must not cost the budget
             self._collect()
-        if not self._save():
-            raise CheckpointError("the finished run could not be saved; free disk space, run again")
-        self.run_dir.status("done", **self.standing())
-        return 0
+        return self._done()
 
     def due_updates(self) -> int:
         """Updates owed: replayed steps per agent step since the end of prefill, exactly."""

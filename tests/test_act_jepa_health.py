@@ -30,6 +30,7 @@ ALWAYS |= {
     for step in ("", "_first", "_last")
 }
 PROJECTED = {"health/projected_std", "health/sigreg"}
+COPY = {"health/ema_distance"}
 
 
 def rng() -> np.random.Generator:
@@ -43,9 +44,9 @@ def examined(player: ACTJEPA, windows: DemoWindows) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("cfg", "keys"),
     [
-        (CFG, ALWAYS),
+        (CFG, ALWAYS | COPY),
         (with_model(guard="sigreg"), ALWAYS | PROJECTED),
-        (with_model(**SEEING, action_conditioned=True), ALWAYS),
+        (with_model(**SEEING, action_conditioned=True), ALWAYS | COPY),
         (with_model(w_jepa=0.0), {"held_out/action"}),
         (with_model(w_jepa=0.0, vae=True), {"held_out/action", "held_out/kl"}),
     ],
@@ -66,6 +67,8 @@ def test_examine_reports_finite_numbers_in_their_ranges_and_changes_nothing(
             assert 1 <= value <= width, name
         elif name == "health/top_share":
             assert 1 / width <= value <= 1
+        elif name == "health/ema_distance":
+            assert value == 0.0, "a copy that has not been left behind yet"
         else:
             assert value > 0, name
     assert_same(before, player.state_dict())

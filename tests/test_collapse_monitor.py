@@ -5,16 +5,24 @@ Thresholds were chosen on seed 0 of these worlds; the tests use others.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import collapse_worlds
+import numpy as np
 import pytest
+import small_imitator
+import tiny_models
 import torch
+import torch.nn.functional as F
 from collapse_worlds import FORCED, Look
-from runs import final_state
-from torch import nn
+from runs import assert_same, final_state
+from small_spr import CFG, B, agent, filled_replay, transitions, with_model
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from reverie.agents import latent_health
 from reverie.agents.collapse_monitor import (
     ACT_JEPA,
     MUDREAMER,
@@ -25,11 +33,18 @@ from reverie.agents.collapse_monitor import (
     Gate,
     gates,
 )
+from reverie.agents.configs import TrainConfig
 from reverie.agents.jsonl import read_jsonl
+from reverie.agents.mudreamer import MuDreamer
+from reverie.agents.replay import Replay, replay_schema
 from reverie.agents.resolve import resolve
 from reverie.agents.rundir import read_status
+from reverie.agents.spr_config import AugmentConfig
 from reverie.agents.trainer import train
+from reverie.envs.specs import EnvSpec
 from reverie.world_models.monitor import ema_distance, spread, thinned, variance_spread
+from reverie.world_models.ops import categorical_kl, sequence_mask, unimix
+from reverie.world_models.spr import to_planes
 
 GATES = {"mudreamer": MUDREAMER, "spr": SPR, "act_jepa": ACT_JEPA + ONE_TASK}
 SEEDS = (1, 2)
@@ -72,9 +87,9 @@ def test_a_monitor_continues_where_it_was_saved() -> None:
 
 
 def test_every_family_has_gates_and_sigreg_its_own() -> None:
-    for agent, size in (("mudreamer", "S"), ("dreamerv3", "S"), ("spr", "S"), ("bbf", "S")):
-        cfg = resolve({"agent": agent, "size": size, "task": "atari/pong"})
-        assert gates(cfg) == (SPR if agent in ("spr", "bbf") else MUDREAMER)
+    for name, size in (("mudreamer", "S"), ("dreamerv3", "S"), ("spr", "S"), ("bbf", "S")):
+        cfg = resolve({"agent": name, "size": size, "task": "atari/pong"})
+        assert gates(cfg) == (SPR if name in ("spr", "bbf") else MUDREAMER)
     own = {"agent": "act-jepa", "task": "metaworld/six"}
     names = {gate.name for gate in gates(resolve(own), tasks=6)}
     assert {"health/target_std", "health/task_std", "health/loss_ratio"} < names
@@ -166,6 +181,88 @@ def test_fault_17_a_collapse_without_batch_norm_raises_alarms(tmp_path: Path) ->
     assert len(alarms("mudreamer", found)) >= 2, found[-1]
 
 
+# what forces a collapse
+
+
+def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    module.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+
+
+def test_equal_weights_of_both_kl_halves_are_a_kl_without_stop_gradient() -> None:
+    model = tiny_models.model(replace(tiny_models.TINY, free_nats=0.0, **FORCED["mudreamer"]))
+    rows, noise = tiny_models.window_rows(), model.draw_noise(3, 6)
+    window = model.window(rows, noise)
+    found = gradients(model, model.total_loss(model.losses(rows, window)))
+    window = model.window(rows, noise)
+    posterior = unimix(window.latents.logits, model.cfg.unimix)
+    expected = gradients(model, categorical_kl(posterior, window.prior_prob).mean())
+    assert expected.keys() and expected.keys() <= found.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected.get(name, torch.zeros_like(value)), msg=name)
+
+
+def test_online_targets_carry_the_gradient_of_both_sides() -> None:
+    plain = with_model(replace(CFG, augment=AugmentConfig(0, 0.0), q_scale=0.0), target="online")
+    player, rows = agent(plain), dict(transitions().items())
+    player._begin_update()
+    noise = player.draw_noise()
+    rows["priority"] = torch.ones_like(rows["priority"])
+    learned = player._losses(rows, noise, player.head_noise, player._schedule)
+    found = gradients(player.model, learned.loss)
+    model, planes = player.model, to_planes(rows["image"]).float() / 255.0
+    guess = model.predict(model.online.latent(planes[:, 0]), rows["action"], train=True)
+    target = model.target_projection(planes[:, 1:-1].flatten(0, 1)).view(guess.shape)
+    assert target.requires_grad
+    unit = [F.normalize(side, dim=-1, eps=1e-3) for side in (guess, target)]
+    distance = (unit[0] - unit[1]).square().sum(-1)
+    mask = sequence_mask(rows["is_last"][:, : guess.shape[1] + 1])
+    loss = plain.model.spr_scale * (mask * distance).mean()
+    torch.testing.assert_close(learned.loss, loss)
+    expected = gradients(model, loss)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+
+
+def test_without_the_action_loss_no_policy_is_trained() -> None:
+    cfg = small_imitator.with_model(w_action=0.0)
+    player = small_imitator.agent(cfg)
+    player.update(small_imitator.batch_for(cfg))
+    grads = [p.grad for p in player.model.policy.parameters()]
+    assert grads and all(g is None or not g.any() for g in grads)
+    assert any(p.grad is not None and p.grad.any() for p in player.model.encoder.parameters())
+
+
+# what a look costs
+
+
+def share_of_work(learner: Any, data: Any, shape: tuple[int, int]) -> float:
+    """Operations of a look over those of the updates between two of them."""
+    counts = []
+    rng = np.random.default_rng(0)
+    for call in (learner.learn_from, learner.examine):
+        with FlopCounterMode(display=False) as counter:
+            call(data, rng, shape)
+        counts.append(counter.get_total_flops())
+        learner.model.requires_grad_(False)  # the counter trips over leaves in no-grad mode
+    return float(counts[1] / counts[0] / TrainConfig().monitor_every)
+
+
+def test_a_look_is_less_than_a_hundredth_of_the_work_between_two(tmp_path: Path) -> None:
+    """With the batches of the papers."""
+    spec = EnvSpec("test/grid", 5, True, (16, 16, 1))
+    dreamer = MuDreamer(spec, collapse_worlds.MUDREAMER, seed=0, batch_shape=(16, 64))
+    replay = Replay(replay_schema(spec), num_envs=1, capacity=1500)
+    collapse_worlds.fill(replay, 16, seed=0, constant=False)
+    assert 0 < share_of_work(dreamer, replay, (16, 64)) < 0.002
+    assert 0 < share_of_work(agent(CFG), filled_replay(), (B, 1)) < 0.01 * 32 / B
+    windows = small_imitator.walks(tmp_path, episodes=48)
+    assert len(windows) > latent_health.MOST
+    imitator = small_imitator.walker(windows)
+    assert 0 < share_of_work(imitator, windows, (128, 6)) < 0.01
+
+
 # in a run
 
 
@@ -190,6 +287,17 @@ def test_a_run_shows_its_alarms_everywhere(
     assert rows[0]["health/alarms"] == 0 and rows[-1]["health/alarms"] == len(health["alarms"])
     shown = capsys.readouterr().out
     assert "collapse? health/" in shown and "| alarms " in shown
+
+
+def test_looking_changes_nothing_that_is_learned(tmp_path: Path) -> None:
+    states = []
+    for every in (1, 0):
+        run = tmp_path / str(every)
+        assert train(collapsing(run, monitor_every=every, steps=96)) == 0
+        states.append(final_state(run)["agent"])
+        rows = [r for r in read_jsonl(run / "metrics.jsonl") if "health/information" in r]
+        assert len(rows) == (final_state(run)["updates"] if every else 1)
+    assert_same(*states)
 
 
 def test_a_run_ends_where_that_is_asked_for_and_goes_on_when_told(tmp_path: Path) -> None:

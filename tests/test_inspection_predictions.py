@@ -111,6 +111,6 @@ def test_a_chunk_with_images_is_an_animation_of_its_rows(tmp_path: Path) -> None
     run = replace(RunConfig(), agent="act-jepa")
     panels = inspect_agent(agent, windows, run, step=0, look=Look(windows=4, shown=1))
     named = {panel.name: panel for panel in panels}
-    assert named.keys() == {"chunk_0", "error", "numbers"}
+    assert named.keys() == {"chunk_0", "error", "numbers", "latents"}
     frames = named["chunk_0"].frames
     assert frames is not None and 1 < len(frames) <= small_imitator.MODEL.chunk

@@ -204,7 +204,8 @@ def test_the_command_shows_what_spr_predicts(tmp_path: Path) -> None:
     (folder,) = (run / "inspection").iterdir()
     names = {path.name for path in folder.iterdir() if not path.name.startswith("events")}
     pictures = {"rollout_0.gif", "error.png", "similarity.png"}
-    assert names - {"metrics.jsonl"} == {*pictures, "numbers.json"}
+    cloud = {"projector", "projector_config.pbtxt"}
+    assert names - {"metrics.jsonl"} == {*pictures, *cloud, "numbers.json"}
     found = json.loads((folder / "numbers.json").read_text())
     ks = [name for name in found if name.startswith("similarity_") and name[-1].isdigit()]
     assert ks == [f"similarity_{k}" for k in range(1, len(ks) + 1)] and len(ks) >= 2

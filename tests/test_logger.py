@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -11,12 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from children import run_child
+from google.protobuf import text_format
+from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from reverie.agents import tensorboard_events
 from reverie.agents.jsonl import JsonLines, keep_records, read_jsonl
 from reverie.agents.logger import EPISODES, METRICS, Logger
+from reverie.agents.projector import Points, sprite_sheet, write_projector
 
 
 def tensorboard(run_dir: Path) -> EventAccumulator:
@@ -66,7 +71,82 @@ def test_the_custom_scalar_page_is_laid_out(tmp_path: Path) -> None:
     logger.close()
     (config,) = tensorboard(tmp_path).Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(config.tensor_proto.string_val[0])
-    assert {"Losses", "Returns", "Collapse"} <= {category.title for category in layout.category}
+    assert {"Returns", "Losses", "Health", "Speed"} <= {
+        category.title for category in layout.category
+    }
+
+
+def test_pictures_and_animations_arrive_whole(tmp_path: Path) -> None:
+    frames = np.zeros((7, 12, 20, 3), np.uint8)
+    for time, frame in enumerate(frames):
+        frame[:, 2 * time : 2 * time + 4] = (200, 40, 10 * time)
+    logger = Logger(tmp_path)
+    logger.gif(3, "film", frames, fps=5)
+    logger.image(3, "still", frames[2])
+    logger.close()
+    (film,) = tensorboard(tmp_path).Images("film")
+    (still,) = tensorboard(tmp_path).Images("still")
+    assert (film.step, film.width, film.height) == (still.step, still.width, still.height)
+    with Image.open(io.BytesIO(film.encoded_image_string)) as animation:
+        assert animation.format == "GIF" and animation.info["duration"] == 200
+        assert animation.info["loop"] == 0, "it repeats for ever"
+        shown = [np.asarray(one.convert("RGB"), int) for one in ImageSequence.Iterator(animation)]
+    assert np.abs(np.stack(shown) - frames).max() <= 16
+    with Image.open(io.BytesIO(still.encoded_image_string)) as picture:
+        assert picture.format == "PNG" and (np.asarray(picture) == frames[2]).all()
+
+
+def test_a_cloud_keeps_its_distances_and_every_point_its_picture(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    vectors = (rng.normal(size=(5, 300)) + 40.0).astype(np.float32)
+    sprites = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((5, 4, 6, 3), np.uint8)
+    labels = {"kind": ["a\tb", "c", "d", "e", "f"], "value": [0.5, 1.0, 2.0, 3.0, 4.0]}
+    logger = Logger(tmp_path)
+    logger.embedding("x/one", Points(vectors[::-1], None, {"name": list("abcde")}))
+    logger.embedding("two", Points(vectors, None, {}))
+    logger.embedding("x/one", Points(vectors, sprites, labels))
+    logger.close()
+    config = text_format.Parse((tmp_path / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    two, one = config.embeddings
+    assert (two.tensor_name, one.tensor_name) == ("two", "x/one") and not two.metadata_path
+    rows = np.loadtxt(tmp_path / one.tensor_path)
+    assert rows.shape == tuple(one.tensor_shape) == (5, 5), "five points span no more directions"
+    for row in range(5):
+        found = np.linalg.norm(rows - rows[row], axis=1)
+        assert np.allclose(found, np.linalg.norm(vectors - vectors[row], axis=1), rtol=1e-3)
+    assert (tmp_path / one.metadata_path).read_text().splitlines()[:2] == [
+        "kind\tvalue",
+        "a b\t0.5",
+    ]
+    assert list(one.sprite.single_image_dim) == [6, 4]
+    with Image.open(tmp_path / one.sprite.image_path) as sheet:
+        grid = np.asarray(sheet).reshape(3, 4, 3, 6, 3)
+    assert [int(grid[k // 3, 0, k % 3, 0, 0]) for k in range(6)] == [0, 1, 2, 3, 4, 255]
+
+
+def test_one_column_of_labels_has_no_head_and_small_pictures_shrink(tmp_path: Path) -> None:
+    points = Points(np.eye(4, dtype=np.float32), None, {"name": list("abcd")})
+    write_projector(tmp_path, "p", points)
+    assert (tmp_path / "projector" / "p" / "labels.tsv").read_text() == "a\nb\nc\nd\n"
+    size, picture = sprite_sheet(np.zeros((2, 5000, 10, 3), np.uint8))
+    with Image.open(io.BytesIO(picture)) as sheet:
+        assert size == (2500, 5) and sheet.size == (10, 5000)
+
+
+def test_fault_05_a_cloud_that_cannot_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "projector").write_text("in the way")
+    logger = Logger(tmp_path)
+    logger.embedding("p", Points(np.eye(4, dtype=np.float32), None, {}))
+    logger.embedding("p", Points(np.full((4, 4), np.nan, np.float32), None, {}))
+    logger.scalars(1, {"loss": 1.0})
+    logger.close()
+    assert logger.lost == 2 and caplog.text.count("the projector: a record is lost") == 1
+    assert (
+        points(tmp_path, "loss") == [(1, 1.0)]
+        and not (tmp_path / "projector_config.pbtxt").exists()
+    )
 
 
 def test_a_resume_forgets_what_will_happen_again(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from reverie.agents.files import write_atomic
 from reverie.agents.inspection.chunks import chunk_panels, look_at_chunks
+from reverie.agents.inspection.clouds import chunk_cloud, scene_cloud
 from reverie.agents.inspection.dreams import dream_panels
 from reverie.agents.inspection.panels import Panel, encode
 from reverie.agents.inspection.rollouts import Lens
@@ -58,7 +59,8 @@ def inspect_agent(
         imitator = cast("ACTJEPA", agent)
         chunks = look_at_chunks(imitator, source, look, rng=rng, seed=seed)
         proprio = imitator.spec.proprio_size
-        return chunk_panels(chunks, source, proprio=proprio, shown=look.shown, title=title)
+        panels = chunk_panels(chunks, source, proprio=proprio, shown=look.shown, title=title)
+        return [*panels, chunk_cloud(imitator, chunks)]
     from reverie.agents.inspection.lenses import MuDreamerLens, SPRLens
     from reverie.agents.inspection.similarity import similarities, similarity_panel
 
@@ -67,7 +69,7 @@ def inspect_agent(
     scene = make_scene(lens, source, look, rng=rng, seed=seed, device=agent.device)
     if scene is None:
         return []
-    panels = dream_panels(scene, shown=look.shown, title=title)
+    panels = [*dream_panels(scene, shown=look.shown, title=title), scene_cloud(scene)]
     if spr:
         found = similarities(agent.model, scene.rows, scene.context)
         panels.append(similarity_panel(found, title=title))
@@ -97,6 +99,8 @@ def log_panels(logger: Logger, step: int, panels: Sequence[Panel]) -> None:
             logger.gif(step, tag, panel.frames, panel.fps)
         elif panel.frames is not None:
             logger.image(step, tag, panel.frames[0])
+        if panel.points is not None:
+            logger.embedding(tag, panel.points)
     numbers = {f"{PREFIX}/{n}": v for panel in panels for n, v in panel.scalars.items()}
     if numbers:
         logger.scalars(step, numbers)

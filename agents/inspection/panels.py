@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from reverie.agents.projector import Points
+
 Picture = NDArray[np.uint8]
 """uint8 [H, W, 3]."""
 
@@ -40,6 +42,8 @@ class Panel:
     """Frames a second of an animation."""
     scalars: Mapping[str, float] = field(default_factory=dict)
     """Numbers by name."""
+    points: Points | None = None
+    """A cloud for TensorBoard's projector; it has no file of its own."""
 
 
 def scaled(frame: NDArray[Any], side: int = SIDE) -> Picture:
