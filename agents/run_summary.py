@@ -19,8 +19,8 @@ from reverie.envs.registry import members
 CHANGED = "changed"
 """Column with the settings that differ from the presets, as flags."""
 
-FIRST = ("agent", "task", "env.distractor", "size", "seed", CHANGED)
-"""Columns of the HParams page that come first: it shows a handful until told otherwise."""
+FIRST = ("agent", "task", "size", "seed", CHANGED)
+"""Columns of the HParams page that come first: it shows five until told otherwise."""
 
 SCORES = (
     *("eval/mean", "eval/success", "episode/score", "health/alarms", "count/updates"),
