@@ -155,6 +155,8 @@ class Trainer(RunLoop):
                 self._update()
                 self._monitor_if_due(over=False)
                 continue
+            if self._finished():
+                self._monitor_if_due(over=True)  # before the save that a repeated command loads
             if self.collector.restorable:
                 self._stop_if_collapsed()
             self._evaluate_if_due()
@@ -162,8 +164,6 @@ class Trainer(RunLoop):
             if self.collector.restorable and self.save_due.due(self.steps):
                 self._save()
             if self._finished():
-                self._monitor_if_due(over=True)
-                self._stop_if_collapsed()
                 break
             if self.stop and self.collector.restorable:
                 continue  # no step more: a signal in the last evaluation must not cost the budget

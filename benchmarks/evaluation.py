@@ -49,6 +49,8 @@ class TrainedRun:
     """Agent steps (ACT-JEPA family: updates) at the checkpoint."""
     state: dict[str, Any]
     """The agent's part of the checkpoint."""
+    replay: dict[str, Any] | None
+    """The replay's; none where the agent learns from demonstrations."""
     notes: list[str]
     """Checkpoints that had to be passed over."""
 
@@ -112,14 +114,15 @@ def load_run(run: Path, *, checkpoint: Literal["latest", "best"] = "latest") -> 
     if checkpoint == "best":
         path = best(run)
         if path is None:
-            raise ConfigError([f"run: {run} was never evaluated; use --checkpoint latest"])
+            raise ConfigError([f"run: {run} was never evaluated; use its latest checkpoint"])
         found = load(path)
-        return TrainedRun(cfg, found.step, found.state["agent"], [])
+        state = found.state
+        return TrainedRun(cfg, found.step, state["agent"], state.get("replay"), [])
     latest = load_latest(run)
     if latest is None:
         raise CheckpointError(f"{run} lost its checkpoints while they were read; try again")
     step, state, notes = latest
-    return TrainedRun(cfg, step, state["agent"], notes)
+    return TrainedRun(cfg, step, state["agent"], state.get("replay"), notes)
 
 
 def score_run(

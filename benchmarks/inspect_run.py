@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from reverie.agents.checkpoint import CheckpointError, best, checkpoints, load, load_latest
 from reverie.agents.configs import ConfigError, RunConfig
 from reverie.agents.demo_evaluation import task_spec
 from reverie.agents.demonstrations import load_demonstrations
@@ -22,8 +21,8 @@ from reverie.agents.inspection.scenes import Look
 from reverie.agents.inspection.stored import stored_replay
 from reverie.agents.logger import Logger
 from reverie.agents.registry import build_agent, build_imitator, family
-from reverie.agents.resolve import load as load_config
 from reverie.agents.resolve import with_overrides
+from reverie.benchmarks.evaluation import TrainedRun, load_run
 
 Tag = Literal["latest", "best"]
 
@@ -68,11 +67,13 @@ def show(
             ]
         )
     look = Look(horizon=horizon, windows=windows, shown=shown, library=library, probe=probe)
-    cfg, step, state, notes = read_run(run, tag, device=device)
+    trained = load_run(run, checkpoint=tag)
+    plain = {"compile": "off", "precision": "fp32", "device": device}
+    cfg, step = with_overrides(trained.cfg, {"train": plain}), trained.step
     torch.set_num_threads(cfg.train.threads)
     with memory_advice(cfg):
-        panels, more = panels_of(run, cfg, state, step=step, look=look)
-    for note in [*notes, *more]:
+        panels, more = panels_of(run, cfg, trained, look=look)
+    for note in [*trained.notes, *more]:
         console.print(f"note: {note}")
     if not panels:
         console.print(
@@ -92,39 +93,11 @@ def show(
     return 0
 
 
-def read_run(
-    run: Path, tag: Tag, *, device: str = "auto"
-) -> tuple[RunConfig, int, dict[str, Any], list[str]]:
-    """Settings (eager, on `device`), step, state and notes of a checkpoint.
-
-    Raises:
-        ConfigError: this is no run directory, or it has no such checkpoint.
-        CheckpointError: no checkpoint can be read.
-    """
-    config = run / "config.toml"
-    if not config.is_file():
-        raise ConfigError([f"run: expected a run directory with config.toml, found none in {run}"])
-    plain = {"compile": "off", "precision": "fp32", "device": device}
-    cfg = with_overrides(load_config(config), {"train": plain})
-    if not checkpoints(run):
-        raise ConfigError([f"run: {run} has no checkpoint yet; train it first"])
-    if tag == "best":
-        path = best(run)
-        if path is None:
-            raise ConfigError([f"run: {run} was never evaluated; use --tag latest"])
-        found = load(path)
-        return cfg, found.step, found.state, []
-    latest = load_latest(run)
-    if latest is None:
-        raise CheckpointError(f"{run} lost its checkpoints while they were read; try again")
-    step, state, notes = latest
-    return cfg, step, state, notes
-
-
 def panels_of(
-    run: Path, cfg: RunConfig, state: dict[str, Any], *, step: int, look: Look
+    run: Path, cfg: RunConfig, trained: TrainedRun, *, look: Look
 ) -> tuple[list[Panel], list[str]]:
-    """Panels of a run's state, and notes on what could not be read."""
+    """Panels of a run's checkpoint under `cfg`, and notes on what could not be read."""
+    step = trained.step
     if family(cfg.agent) == "act_jepa":
         data = load_demonstrations(cfg)
         imitator = build_imitator(
@@ -133,14 +106,15 @@ def panels_of(
             tasks=data.tasks,
             statistics=data.train.statistics(),
         )
-        imitator.load_state_dict(state["agent"])
+        imitator.load_state_dict(trained.state)
         windows = data.held_out or data.train
         return inspect_agent(imitator, windows, cfg, step=step, look=look), []
     spec = task_spec(cfg)
     agent = build_agent(spec, cfg)
-    agent.load_state_dict(state["agent"])
+    agent.load_state_dict(trained.state)
     device = resolve_device(cfg.train.device)
-    with stored_replay(run, state["replay"], spec, cfg, device=device) as (replay, notes):
+    assert trained.replay is not None, "only imitators learn without a replay"
+    with stored_replay(run, trained.replay, spec, cfg, device=device) as (replay, notes):
         return inspect_agent(agent, replay, cfg, step=step, look=look), notes
 
 

@@ -287,6 +287,9 @@ def test_a_run_shows_its_alarms_everywhere(
     assert rows[0]["health/alarms"] == 0 and rows[-1]["health/alarms"] == len(health["alarms"])
     shown = capsys.readouterr().out
     assert "collapse? health/" in shown and "| alarms " in shown
+    recorded = (tmp_path / "metrics.jsonl").read_text()
+    assert train(collapsing(tmp_path)) == 0
+    assert (tmp_path / "metrics.jsonl").read_text() == recorded, "the last look was saved"
 
 
 def test_looking_changes_nothing_that_is_learned(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -226,3 +227,20 @@ def test_the_screenshot_of_the_manual_is_made_by_its_script(
     with Image.open(committed) as picture:
         assert picture.size == (1100, 2500)
     assert committed.stat().st_size < 300_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_smoke_suite_becomes_a_page_in_a_browser(browser: str, tmp_path: Path) -> None:
+    grid, page = tmp_path / "smoke", tmp_path / "page.html"
+    begin = time.monotonic()
+    assert cli.main(["bench", "run", "smoke", "--jobs", "2", "--out", str(grid)]) == 0
+    assert cli.main(["bench", "report", str(grid), "--html", str(page)]) == 0
+    assert time.monotonic() - begin < 600
+    shown = Page(opened(browser, page, tmp_path, "--dump-dom"))
+    assert shown.tags.count("table") >= 4 and len(shown.pictures) >= 3
+    for label in ("mudreamer", "dreamerv3", "spr", "rainbow"):
+        assert label in shown.words
+        assert len(list((grid / "runs" / "toy").glob(f"*/{label}/*/card.md"))) == 4, label
+    lines = (grid / "report" / "scores.csv").read_text().splitlines()
+    assert len(lines) == 1 + 16, "four arms, two tasks, two seeds"
