@@ -132,10 +132,16 @@ def spr(
 
 
 def act_jepa(
-    folder: Path, *, seed: int, updates: int = 300, every: int = 50, **model: Any
+    folder: Path,
+    *,
+    seed: int,
+    constant: bool = False,
+    updates: int = 300,
+    every: int = 50,
+    **model: Any,
 ) -> list[Look]:
-    data = walks(folder / f"train {seed}", episodes=24, seed=seed)
-    held_out = walks(folder / f"held out {seed}", episodes=8, seed=100 + seed)
+    data = walks(folder / f"train {seed}", episodes=24, seed=seed, constant=constant)
+    held_out = walks(folder / f"held out {seed}", episodes=8, seed=100 + seed, constant=constant)
     small = {"encoder_layers": 1, "predictor_layers": 1, "ema_start": 0.99, "dropout": 0.0}
     cfg = replace(with_model(**{**small, **model}), optim=ImitationOptimConfig(lr=5e-3))
     agent = walker(data, cfg, seed=seed, updates=updates)

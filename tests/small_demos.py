@@ -32,12 +32,13 @@ def write_demos(
     images: bool = False,
     image_size: int = 16,
     discrete: bool = False,
+    constant: bool = False,
     seed: int = 0,
 ) -> Path:
     """Write shards <folder>/<name of the task>-<number> and return `folder`.
 
     The point goes to its goal, in every second task to the opposite of it. Episode e has
-    `length + e % 3` frames; `images` show position and goal.
+    `length + e % 3` frames; `images` show position and goal. `constant` hides both.
     """
     spec = point_spec(image_size=image_size if images else None, discrete=discrete)
     size = shard_episodes or episodes
@@ -48,6 +49,7 @@ def write_demos(
                 for number in range(first, min(first + size, episodes)):
                     own = 1000 * seed + 100 * place + number
                     columns = walk(spec, length + number % 3, away=place % 2 == 1, seed=own)
+                    columns["vector"] *= not constant
                     writer.add(columns, success=bool(columns["success"][-1]), seed=own)
     return folder
 
