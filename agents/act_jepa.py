@@ -18,7 +18,7 @@ from reverie.agents.act_jepa_config import ACTJEPAConfig
 from reverie.agents.capture import GraphedUpdate, require_cuda
 from reverie.agents.checks import same_keys
 from reverie.agents.chunk_player import empty_plan, ensembled_action, next_action
-from reverie.agents.demo_windows import DemoWindows
+from reverie.agents.demos.windows import DemoWindows
 from reverie.agents.interface import Carry, Mode
 from reverie.agents.latent_health import latent_health
 from reverie.agents.optim import ClippedAdam

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from reverie.agents.configs import RunConfig
-from reverie.agents.files import write_atomic
-from reverie.agents.runlock import RunDirError
+from reverie.agents.runs.files import write_atomic
+from reverie.agents.runs.runlock import RunDirError
 
 CLIPS = "clips.json"
 

@@ -8,15 +8,15 @@ from typing import Any
 
 from reverie.agents.collapse_monitor import CollapseMonitor, gates
 from reverie.agents.configs import RunConfig
-from reverie.agents.demo_evaluation import evaluate_tasks, probe, probed_offsets, shown
-from reverie.agents.demo_store import DemoError
-from reverie.agents.demonstrations import Demonstrations, demo_folder, load_demonstrations
+from reverie.agents.demos.demonstrations import Demonstrations, demo_folder, load_demonstrations
+from reverie.agents.demos.evaluation import evaluate_tasks, probe, probed_offsets, shown
+from reverie.agents.demos.store import DemoError
 from reverie.agents.evaluate import EvaluationStopped, final_episodes
 from reverie.agents.interface import Imitator
 from reverie.agents.progress import Progress
 from reverie.agents.registry import build_imitator
 from reverie.agents.run_loop import RunLoop
-from reverie.agents.rundir import RunDir
+from reverie.agents.runs.rundir import RunDir
 from reverie.agents.seeding import stream
 from reverie.agents.stopping import StopRequest
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from reverie.agents.demo_windows import DemoWindows
+from reverie.agents.demos.windows import DemoWindows
 from reverie.world_models.act_jepa import ACTJEPAModel
 from reverie.world_models.collapse import (
     cosine_to_mean,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from reverie.agents.configs import RunConfig
     from reverie.agents.interface import Agent, Imitator
-    from reverie.agents.replay import Replay
+    from reverie.agents.replay.buffer import Replay
     from reverie.envs.specs import EnvSpec
 
 Factory = Callable[..., "Agent"]
@@ -188,7 +188,7 @@ def build_replay(
     spec: EnvSpec, cfg: RunConfig, *, directory: Path | None, device: str | torch.device
 ) -> Replay:
     """The replay that the agent's family draws from."""
-    from reverie.agents.replay import Replay, replay_schema
+    from reverie.agents.replay.buffer import Replay, replay_schema
 
     schema = replay_schema(spec)
     slots, capacity = cfg.env.num_envs, cfg.replay.capacity
@@ -201,7 +201,7 @@ def build_replay(
             directory=directory,
             device=device,
         )
-    from reverie.agents.replay_priority import PriorityReplay
+    from reverie.agents.replay.priority import PriorityReplay
 
     check_task(spec, cfg)
     return PriorityReplay(

@@ -7,18 +7,18 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from reverie.agents.checkpoint import CheckpointError
 from reverie.agents.collapse_monitor import CollapseError, CollapseMonitor, gates
 from reverie.agents.configs import RunConfig
 from reverie.agents.devices import resolve_device
 from reverie.agents.inspection.inspector import Inspector
 from reverie.agents.interface import Agent
-from reverie.agents.logger import Logger
 from reverie.agents.metrics import MetricMeans
 from reverie.agents.progress import Cadence, Progress
-from reverie.agents.run_summary import FIRST, SCORES, hparams, layout, overview, settings
-from reverie.agents.rundir import RunDir
-from reverie.agents.savepoints import SavePoints, Segments
+from reverie.agents.runs.checkpoint import CheckpointError
+from reverie.agents.runs.logger import Logger
+from reverie.agents.runs.rundir import RunDir
+from reverie.agents.runs.savepoints import SavePoints, Segments
+from reverie.agents.runs.summary import FIRST, SCORES, hparams, layout, overview, settings
 from reverie.agents.stopping import NonFiniteGuard, StopRequest, check_memory
 
 

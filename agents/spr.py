@@ -21,7 +21,7 @@ from reverie.agents.checks import restore_generator, same_keys
 from reverie.agents.interface import Carry, Mode
 from reverie.agents.optim import ClippedAdam
 from reverie.agents.q_learning import Learned, QLearner, Schedule, UpdateNoise
-from reverie.agents.replay_priority import PriorityReplay
+from reverie.agents.replay.priority import PriorityReplay
 from reverie.agents.seeding import torch_generator, torch_seed
 from reverie.agents.spr_config import SPRConfig
 from reverie.agents.spr_schedule import horizon, importance_exponent, reset_due, shrink_and_perturb

@@ -19,7 +19,7 @@ from reverie.agents.progress import Progress
 from reverie.agents.registry import build_agent, build_replay, family
 from reverie.agents.resolve import dump, run_directory
 from reverie.agents.run_loop import RunLoop
-from reverie.agents.rundir import RunDir
+from reverie.agents.runs.rundir import RunDir
 from reverie.agents.seeding import stream
 from reverie.agents.stopping import StopRequest
 from reverie.envs.registry import make_vec
@@ -70,8 +70,8 @@ def loop_of(cfg: RunConfig) -> Callable[[RunConfig, RunDir, StopRequest], RunLoo
     """
     if family(cfg.agent) != "act_jepa":
         return Trainer
-    from reverie.agents.demo_evaluation import check_simulator
-    from reverie.agents.demonstrations import load_demonstrations
+    from reverie.agents.demos.demonstrations import load_demonstrations
+    from reverie.agents.demos.evaluation import check_simulator
     from reverie.agents.imitation import ImitationTrainer
 
     data = load_demonstrations(cfg)

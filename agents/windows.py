@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from reverie.agents.replay import Replay
+    from reverie.agents.replay.buffer import Replay
 
 
 class LearnsFromWindows:

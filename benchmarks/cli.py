@@ -107,12 +107,12 @@ def _run(module: str, args: list[str]) -> int:
 
 def explained_errors() -> tuple[type[RuntimeError], ...]:
     """Error families whose message says what was expected, what was found and what to do."""
-    from reverie.agents.checkpoint import CheckpointError
     from reverie.agents.collapse_monitor import CollapseError
-    from reverie.agents.demo_store import DemoError
+    from reverie.agents.demos.store import DemoError
     from reverie.agents.devices import DeviceMemoryError
     from reverie.agents.exported import ExportError
-    from reverie.agents.rundir import RunDirError
+    from reverie.agents.runs.checkpoint import CheckpointError
+    from reverie.agents.runs.rundir import RunDirError
     from reverie.agents.stopping import NonFiniteError, OutOfMemoryError
     from reverie.envs.specs import EnvError
 

@@ -16,8 +16,8 @@ import tyro
 from rich.console import Console
 
 from reverie.agents.configs import ConfigError
-from reverie.agents.jsonl import read_jsonl
 from reverie.agents.resolve import load, run_directory
+from reverie.agents.runs.jsonl import read_jsonl
 from reverie.benchmarks.stats import (
     LEVEL,
     RESAMPLES,

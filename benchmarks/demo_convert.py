@@ -11,9 +11,9 @@ import tyro
 from rich.console import Console
 
 from reverie.agents.configs import ConfigError
-from reverie.agents.demo_lerobot import from_lerobot, to_lerobot
-from reverie.agents.demo_minari import from_minari, to_minari
-from reverie.agents.demo_store import DemoError, open_dataset
+from reverie.agents.demos.lerobot import from_lerobot, to_lerobot
+from reverie.agents.demos.minari import from_minari, to_minari
+from reverie.agents.demos.store import DemoError, open_dataset
 
 Kind = Literal["lerobot", "minari"]
 

@@ -10,7 +10,7 @@ import torch
 
 from reverie.agents.collector import to_device
 from reverie.agents.configs import ConfigError, RunConfig
-from reverie.agents.demo_evaluation import task_spec
+from reverie.agents.demos.evaluation import task_spec
 from reverie.agents.interface import Carry, Imitator, Player
 from reverie.agents.registry import build_agent, family
 from reverie.agents.resolve import with_overrides

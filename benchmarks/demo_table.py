@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Column, Table
 
-from reverie.agents.demo_store import DemoDataset, EpisodeRef, Shard, open_dataset
+from reverie.agents.demos.store import DemoDataset, EpisodeRef, Shard, open_dataset
 
 COUNTS = ("first_attempt", "attempts", "failures")
 """Settings of a shard that tell where it stands among others, not how it was made."""

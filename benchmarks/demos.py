@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from reverie.agents.configs import ConfigError
-from reverie.agents.demo_make import Job, RecordingStopped, Tally, build, observed
-from reverie.agents.demo_store import DemoSpec
-from reverie.agents.demo_workers import record_all
-from reverie.agents.demonstrations import default_folder, make_command
+from reverie.agents.demos.demonstrations import default_folder, make_command
+from reverie.agents.demos.make import Job, RecordingStopped, Tally, build, observed
+from reverie.agents.demos.store import DemoSpec
+from reverie.agents.demos.workers import record_all
 from reverie.agents.progress import Progress
 from reverie.agents.resolve import resolve
 from reverie.agents.stopping import StopRequest

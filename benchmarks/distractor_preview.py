@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reverie.agents.configs import ConfigError
-from reverie.agents.files import write_atomic
+from reverie.agents.runs.files import write_atomic
 from reverie.envs.distractors.distraction import Mask
 from reverie.envs.distractors.presets import PRESETS, names, preset, require_defined
 from reverie.envs.distractors.sources import Split

@@ -13,16 +13,16 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from reverie.agents.checkpoint import CheckpointError, best, checkpoints, load, load_latest
 from reverie.agents.configs import ConfigError, RunConfig
-from reverie.agents.demo_evaluation import evaluate_tasks, task_spec
+from reverie.agents.demos.evaluation import evaluate_tasks, task_spec
 from reverie.agents.devices import memory_advice, resolve_device
 from reverie.agents.evaluate import CONTROLS, Control, evaluate, final_episodes, slots_for
-from reverie.agents.files import write_atomic
 from reverie.agents.interface import Imitator
 from reverie.agents.registry import build_agent, family
 from reverie.agents.resolve import load as load_config
 from reverie.agents.resolve import with_overrides
+from reverie.agents.runs.checkpoint import CheckpointError, best, checkpoints, load, load_latest
+from reverie.agents.runs.files import write_atomic
 from reverie.agents.trainer import OTHER_VIEWS, View, build_env
 
 LABELS = {

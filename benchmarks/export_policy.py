@@ -15,9 +15,9 @@ from rich.console import Console
 from reverie.agents.configs import ConfigError
 from reverie.agents.devices import memory_advice
 from reverie.agents.exported import acting, check, describe, export
-from reverie.agents.files import write_atomic
 from reverie.agents.registry import build_agent, family
 from reverie.agents.resolve import with_overrides
+from reverie.agents.runs.files import write_atomic
 from reverie.agents.trainer import build_env
 from reverie.benchmarks.evaluation import TrainedRun, load_run
 from reverie.envs.registry import members

@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from reverie.agents.configs import ConfigError, RunConfig
-from reverie.agents.demonstrations import demo_folder, make_command
-from reverie.agents.files import write_atomic
-from reverie.agents.fingerprint import fingerprint
+from reverie.agents.demos.demonstrations import demo_folder, make_command
 from reverie.agents.flags import config_from_args
 from reverie.agents.intervals import wilson_interval
-from reverie.agents.jsonl import read_jsonl
 from reverie.agents.resolve import run_directory
-from reverie.agents.rundir import read_status
+from reverie.agents.runs.files import write_atomic
+from reverie.agents.runs.fingerprint import fingerprint
+from reverie.agents.runs.jsonl import read_jsonl
+from reverie.agents.runs.rundir import read_status
 from reverie.benchmarks.demos import main as demos
 from reverie.benchmarks.grid import cells as grid_cells
 from reverie.benchmarks.grid.command import lock_grid

@@ -12,16 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from reverie.agents.configs import ConfigError, RunConfig
-from reverie.agents.demo_evaluation import task_spec
-from reverie.agents.demonstrations import load_demonstrations
+from reverie.agents.demos.demonstrations import load_demonstrations
+from reverie.agents.demos.evaluation import task_spec
 from reverie.agents.devices import memory_advice, resolve_device
 from reverie.agents.inspection.inspector import FOLDER, inspect_agent, log_panels, write_panels
 from reverie.agents.inspection.panels import Panel
 from reverie.agents.inspection.scenes import Look
 from reverie.agents.inspection.stored import stored_replay
-from reverie.agents.logger import Logger
 from reverie.agents.registry import build_agent, build_imitator, family
 from reverie.agents.resolve import with_overrides
+from reverie.agents.runs.logger import Logger
 from reverie.benchmarks.evaluation import TrainedRun, load_run
 
 Tag = Literal["latest", "best"]

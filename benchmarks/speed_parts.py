@@ -15,7 +15,7 @@ import torch
 from tensordict import TensorDict
 
 from reverie.agents.interface import Agent
-from reverie.agents.replay import Replay, Storage, replay_schema
+from reverie.agents.replay.buffer import Replay, Storage, replay_schema
 from reverie.benchmarks.counting import time_update
 from reverie.envs.registry import make_vec
 from reverie.envs.specs import Array, EnvSpec

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from reverie.agents.configs import RunConfig
 from reverie.agents.registry import build_replay
-from reverie.agents.replay_priority import PriorityReplay
+from reverie.agents.replay.priority import PriorityReplay
 from reverie.agents.spr import SPR
 from reverie.benchmarks.speed_parts import elapsed, spread
 from reverie.envs.specs import EnvSpec

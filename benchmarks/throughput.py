@@ -20,11 +20,11 @@ from tensordict import TensorDict
 
 from reverie.agents.configs import ConfigError, RunConfig
 from reverie.agents.devices import memory_advice, resolve_device
-from reverie.agents.files import write_atomic
-from reverie.agents.fingerprint import fingerprint
 from reverie.agents.interface import Agent
 from reverie.agents.registry import build_agent, family
 from reverie.agents.resolve import resolve
+from reverie.agents.runs.files import write_atomic
+from reverie.agents.runs.fingerprint import fingerprint
 from reverie.benchmarks.counting import count_update
 from reverie.benchmarks.speed_parts import (
     compare_compiled,

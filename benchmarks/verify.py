@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from reverie.agents.configs import ConfigError, RunConfig
-from reverie.agents.files import write_atomic
 from reverie.agents.resolve import changed_settings, load
-from reverie.agents.rundir import read_status
+from reverie.agents.runs.files import write_atomic
+from reverie.agents.runs.rundir import read_status
 from reverie.benchmarks.grid.cells import GRID, open_grid
 from reverie.benchmarks.reference import Spread, game, games, spr_spread
 

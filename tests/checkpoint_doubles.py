@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from reverie.agents import checkpoint
+from reverie.agents.runs import checkpoint
 
 FILES = ("tensors.safetensors", "state.json", "manifest.json")
 

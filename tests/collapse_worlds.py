@@ -13,8 +13,8 @@ from small_imitator import walker, walks, with_model
 from reverie.agents.act_jepa_config import ImitationOptimConfig
 from reverie.agents.mudreamer import MuDreamer
 from reverie.agents.mudreamer_config import BehaviorConfig, MuDreamerConfig, OptimConfig
-from reverie.agents.replay import Replay, replay_schema
-from reverie.agents.replay_priority import PriorityReplay
+from reverie.agents.replay.buffer import Replay, replay_schema
+from reverie.agents.replay.priority import PriorityReplay
 from reverie.agents.seeding import stream
 from reverie.agents.spr import SPR
 from reverie.agents.spr_config import AugmentConfig, QOptimConfig, SPRConfig

@@ -20,9 +20,9 @@ from minari.data_collector import EpisodeBuffer
 from PIL import Image
 from pyarrow import parquet
 
-from reverie.agents.demo_format import ENVIRONMENT as WHOLE
-from reverie.agents.demo_format import STATE
-from reverie.agents.demo_store import DemoDataset, DemoSpec, ShardWriter, open_dataset
+from reverie.agents.demos.format import ENVIRONMENT as WHOLE
+from reverie.agents.demos.format import STATE
+from reverie.agents.demos.store import DemoDataset, DemoSpec, ShardWriter, open_dataset
 
 # Minari takes pictures from 32 pixels on for such as may lose something in JPEG
 BOTH = DemoSpec(3, False, vector_size=4, proprio_size=2, image_shape=(32, 33, 3), fps=12.5)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from reverie.agents.demo_writer import header_digest
+from reverie.agents.demos.writer import header_digest
 from reverie.envs.specs import Array
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from reverie.agents.demo_make import Job
+from reverie.agents.demos.make import Job
 from reverie.envs import make_env, register
 from reverie.envs.settings import EnvSettings
 from reverie.envs.single import Arrival, Obs

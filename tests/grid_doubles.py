@@ -18,9 +18,9 @@ from typing import Any
 
 from children import environment
 
-from reverie.agents.files import write_atomic
-from reverie.agents.run_status import read_status
-from reverie.agents.runlock import RunLock
+from reverie.agents.runs.files import write_atomic
+from reverie.agents.runs.runlock import RunLock
+from reverie.agents.runs.status import read_status
 from reverie.agents.stop_signals import StopRequest
 from reverie.benchmarks import cli, train
 from reverie.benchmarks.grid.cells import Cell, Grid, extend_grid, open_grid

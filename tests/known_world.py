@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reverie.agents.replay import Replay, replay_schema
+from reverie.agents.replay.buffer import Replay, replay_schema
 from reverie.envs.specs import EnvSpec
 
 SIDE = 8

@@ -10,9 +10,9 @@ import numpy as np
 from small_demos import SPEED, write_demos
 from torch import Tensor
 
-from reverie.agents.checkpoint import load_latest
 from reverie.agents.configs import RunConfig
 from reverie.agents.resolve import resolve
+from reverie.agents.runs.checkpoint import load_latest
 from reverie.envs.registry import register
 from reverie.envs.single import Arrival, Obs
 from reverie.envs.specs import Array, EnvSpec

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from reverie.agents.replay import Replay, replay_schema
-from reverie.agents.replay_priority import PriorityReplay
+from reverie.agents.replay.buffer import Replay, replay_schema
+from reverie.agents.replay.priority import PriorityReplay
 from reverie.envs.specs import EnvSpec
 
 ACTIONS, SHAPE = 3, (2, 2, 1)

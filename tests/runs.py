@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from reverie.agents.checkpoint import load_latest
 from reverie.agents.configs import RunConfig
 from reverie.agents.resolve import resolve
+from reverie.agents.runs.checkpoint import load_latest
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY: dict[str, Any] = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from reverie.agents.demo_store import DemoSpec, ShardWriter
+from reverie.agents.demos.store import DemoSpec, ShardWriter
 from reverie.envs.specs import Array
 
 TASKS = ("toy/a", "toy/b")

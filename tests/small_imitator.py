@@ -15,8 +15,8 @@ from torch import Tensor
 
 from reverie.agents.act_jepa import ACTJEPA
 from reverie.agents.act_jepa_config import ACTJEPAConfig
-from reverie.agents.demo_store import open_dataset
-from reverie.agents.demo_windows import DemoWindows, Images
+from reverie.agents.demos.store import open_dataset
+from reverie.agents.demos.windows import DemoWindows, Images
 from reverie.envs.specs import EnvSpec
 
 CFG = ACTJEPAConfig(model=MODEL)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
-from reverie.agents.replay import replay_schema
-from reverie.agents.replay_priority import PriorityReplay
+from reverie.agents.replay.buffer import replay_schema
+from reverie.agents.replay.priority import PriorityReplay
 from reverie.agents.spr import SPR
 from reverie.agents.spr_config import SPRConfig
 from reverie.envs.specs import EnvSpec

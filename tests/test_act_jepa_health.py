@@ -16,7 +16,7 @@ from small_imitator import CFG, SEEING, WALKS, walker, walks, with_model
 from reverie.agents.act_jepa import ACTJEPA
 from reverie.agents.act_jepa_config import ACTJEPAConfig, ImitationOptimConfig
 from reverie.agents.collapse_monitor import SEVERAL_TASKS
-from reverie.agents.demo_windows import DemoWindows
+from reverie.agents.demos.windows import DemoWindows
 from reverie.agents.latent_health import MOST
 from reverie.world_models.collapse import cosine_to_mean, loss_over_mean_prediction
 from reverie.world_models.ops import effective_rank, feature_std

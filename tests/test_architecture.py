@@ -19,11 +19,11 @@ LAYERS = {"envs": 0, "world_models": 0, "agents": 1, "benchmarks": 2}
 PRODUCT = sorted(path for room in LAYERS for path in (ROOT / room).rglob("*.py"))
 EVERYTHING = [*PRODUCT, *sorted((ROOT / "tests").glob("**/*.py"))]
 LEDGER = ("ops", "losses", "targets", "collapse", "probes")
-OPTIONAL = {"torchrl": {"agents/replay_torchrl.py", "envs/torchrl_adapter.py"}}
+OPTIONAL = {"torchrl": {"agents/replay/torchrl_buffers.py", "envs/torchrl_adapter.py"}}
 OPTIONAL["ale_py"] = {"envs/atari.py", "benchmarks/doctor.py"}
 OPTIONAL["metaworld"] = {"envs/metaworld.py"}
-OPTIONAL["minari"] = OPTIONAL["h5py"] = {"agents/demo_minari.py"}
-OPTIONAL["pyarrow"] = {"agents/demo_lerobot.py", "agents/demo_lerobot_files.py"}
+OPTIONAL["minari"] = OPTIONAL["h5py"] = {"agents/demos/minari.py"}
+OPTIONAL["pyarrow"] = {"agents/demos/lerobot.py", "agents/demos/lerobot_files.py"}
 OPTIONAL["cv2"] = {"envs/distractors/decode.py", "agents/inspection/films.py"}
 OPTIONAL["ray"] = {"benchmarks/grid/ray_cluster.py"}
 IMPORTED_IN_FUNCTIONS = {"benchmarks/doctor.py", "envs/metaworld.py"}

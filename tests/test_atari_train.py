@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from runs import Child, assert_same, final_state
 
-from reverie.agents.checkpoint import load_latest
-from reverie.agents.logger import read_jsonl
 from reverie.agents.registry import build_replay
 from reverie.agents.resolve import load, resolve
-from reverie.agents.rundir import read_status
+from reverie.agents.runs.checkpoint import load_latest
+from reverie.agents.runs.logger import read_jsonl
+from reverie.agents.runs.rundir import read_status
 from reverie.agents.trainer import build_env, train
 from reverie.benchmarks import cli
 

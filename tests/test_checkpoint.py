@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from reverie.agents import checkpoint
-from reverie.agents.checkpoint import CheckpointError
-from reverie.agents.checkpoint_format import load_tensors, save_tensors
-from reverie.agents.checkpoint_tree import DTYPES, flatten, unflatten
+from reverie.agents.runs import checkpoint
+from reverie.agents.runs.checkpoint import CheckpointError
+from reverie.agents.runs.checkpoint_format import load_tensors, save_tensors
+from reverie.agents.runs.checkpoint_tree import DTYPES, flatten, unflatten
 
 
 def same(a: Any, b: Any) -> bool:

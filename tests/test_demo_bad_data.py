@@ -13,7 +13,7 @@ import pytest
 from demo_damage import forge, forge_header, rewrite
 from small_demos import write_demos
 
-from reverie.agents.demo_store import DemoError, open_dataset, read_shard
+from reverie.agents.demos.store import DemoError, open_dataset, read_shard
 from reverie.envs.specs import Array
 
 STATE, WHOLE = "observation.state", "observation.environment_state"

@@ -14,9 +14,9 @@ import pytest
 from convert_doubles import BOTH, handmade_lerobot, handmade_minari, small_demos
 from pyarrow import parquet
 
-from reverie.agents.demo_lerobot import from_lerobot, to_lerobot
-from reverie.agents.demo_minari import from_minari, to_minari
-from reverie.agents.demo_store import DemoDataset, DemoError, DemoSpec, open_dataset
+from reverie.agents.demos.lerobot import from_lerobot, to_lerobot
+from reverie.agents.demos.minari import from_minari, to_minari
+from reverie.agents.demos.store import DemoDataset, DemoError, DemoSpec, open_dataset
 from reverie.benchmarks import cli
 
 Capture = pytest.CaptureFixture[str]

@@ -14,11 +14,11 @@ import torch
 from point_world import TASKS, PointWorld, expert_action, point_config, write_points
 from torch import Tensor
 
-from reverie.agents import demo_evaluation
 from reverie.agents.configs import RunConfig
-from reverie.agents.demo_evaluation import evaluate_tasks, probe, probed_offsets, shown, task_spec
-from reverie.agents.demo_store import open_dataset
-from reverie.agents.demo_windows import DemoWindows
+from reverie.agents.demos import evaluation as demo_evaluation
+from reverie.agents.demos.evaluation import evaluate_tasks, probe, probed_offsets, shown, task_spec
+from reverie.agents.demos.store import open_dataset
+from reverie.agents.demos.windows import DemoWindows
 from reverie.agents.evaluate import EvaluationStopped
 from reverie.agents.intervals import wilson_interval
 from reverie.envs import registry

@@ -13,10 +13,10 @@ from convert_doubles import EPISODES, handmade_lerobot, picture, small_demos
 from PIL import Image
 from pyarrow import parquet
 
-from reverie.agents.demo_format import ENVIRONMENT as WHOLE
-from reverie.agents.demo_format import IMAGE, STATE
-from reverie.agents.demo_lerobot import from_lerobot, to_lerobot
-from reverie.agents.demo_store import DemoError, open_dataset
+from reverie.agents.demos.format import ENVIRONMENT as WHOLE
+from reverie.agents.demos.format import IMAGE, STATE
+from reverie.agents.demos.lerobot import from_lerobot, to_lerobot
+from reverie.agents.demos.store import DemoError, open_dataset
 
 
 def test_handmade_lerobot_data_reads_to_the_pairs_it_holds(tmp_path: Path) -> None:

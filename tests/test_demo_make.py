@@ -23,9 +23,9 @@ from demo_doubles import (
     same_world,
 )
 
-from reverie.agents.demo_make import ATTEMPTS, Job, RecordingStopped, Tally, observed, record
-from reverie.agents.demo_store import DemoError, open_dataset
-from reverie.agents.demo_workers import record_all
+from reverie.agents.demos.make import ATTEMPTS, Job, RecordingStopped, Tally, observed, record
+from reverie.agents.demos.store import DemoError, open_dataset
+from reverie.agents.demos.workers import record_all
 from reverie.envs.settings import EnvSettings
 from reverie.envs.single import episode_seed
 from reverie.envs.specs import EnvError
@@ -119,7 +119,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from demo_doubles import home_job, register_home
-from reverie.agents.demo_make import record
+from reverie.agents.demos.make import record
 
 def report(tally):
     if tally.episodes == 3:
@@ -217,7 +217,7 @@ def test_a_request_to_stop_leaves_whole_shards_only(tmp_path: Path) -> None:
 def test_a_world_without_end_asks_for_a_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reverie.agents.demo_make.ENDLESS", 5)
+    monkeypatch.setattr("reverie.agents.demos.make.ENDLESS", 5)
     with pytest.raises(DemoError, match="--time-limit"):
         record(home_job(tmp_path))
 

@@ -15,10 +15,10 @@ from convert_doubles import handmade_minari, picture, small_demos
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
-from reverie.agents.demo_format import ENVIRONMENT as WHOLE
-from reverie.agents.demo_format import IMAGE, STATE
-from reverie.agents.demo_minari import from_minari, to_minari
-from reverie.agents.demo_store import DemoError, DemoSpec, open_dataset
+from reverie.agents.demos.format import ENVIRONMENT as WHOLE
+from reverie.agents.demos.format import IMAGE, STATE
+from reverie.agents.demos.minari import from_minari, to_minari
+from reverie.agents.demos.store import DemoError, DemoSpec, open_dataset
 
 
 @pytest.fixture(autouse=True)

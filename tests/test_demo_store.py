@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from small_demos import point_spec, shard_writer, walk, write_demos
 
-from reverie.agents.demo_store import (
+from reverie.agents.demos.store import (
     FORMAT,
     DemoDataset,
     DemoError,

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_demos import TASKS, point_spec, shard_writer, walk, write_demos
 
-from reverie.agents.demo_store import DemoDataset, DemoError, DemoSpec, open_dataset
-from reverie.agents.demo_windows import DemoWindows, Images
+from reverie.agents.demos.store import DemoDataset, DemoError, DemoSpec, open_dataset
+from reverie.agents.demos.windows import DemoWindows, Images
 from reverie.envs.specs import Array
 
 WHOLE, IMAGE = "observation.environment_state", "observation.image"

@@ -13,8 +13,8 @@ import pytest
 from children import run_child, start_child, wait_for_line
 from small_demos import point_spec, shard_writer, walk, write_demos
 
-from reverie.agents import demo_writer
-from reverie.agents.demo_store import DemoError, ShardWriter, open_dataset, read_shard
+from reverie.agents.demos import writer as demo_writer
+from reverie.agents.demos.store import DemoError, ShardWriter, open_dataset, read_shard
 from reverie.envs.specs import Array
 
 SPEC = point_spec(image_size=8)
@@ -93,7 +93,7 @@ def test_what_a_killed_writer_left_is_no_shard_and_goes_with_the_next(tmp_path: 
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from reverie.agents.demo_store import DemoError
+from reverie.agents.demos.store import DemoError
 from small_demos import point_spec, shard_writer, walk
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

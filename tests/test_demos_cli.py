@@ -17,8 +17,8 @@ import pytest
 from children import environment
 from demo_doubles import contents
 
-from reverie.agents.demo_store import open_dataset
-from reverie.agents.demonstrations import demo_folder, make_command
+from reverie.agents.demos.demonstrations import demo_folder, make_command
+from reverie.agents.demos.store import open_dataset
 from reverie.agents.flags import config_from_args
 from reverie.agents.resolve import resolve
 from reverie.benchmarks import cli, demos

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reverie.agents.mudreamer import MuDreamer
-from reverie.agents.replay import Replay, replay_schema
+from reverie.agents.replay.buffer import Replay, replay_schema
 from reverie.agents.resolve import resolve
 from reverie.envs.torch_vector import TensorStep, TorchDots
 

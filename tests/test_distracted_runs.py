@@ -15,9 +15,9 @@ from runs import Child, assert_same, final_state
 from reverie.agents.clips_record import CLIPS
 from reverie.agents.configs import ConfigError, RunConfig
 from reverie.agents.flags import config_from_args
-from reverie.agents.jsonl import read_jsonl
 from reverie.agents.resolve import resolve, run_directory
-from reverie.agents.rundir import RunDirError, read_status
+from reverie.agents.runs.jsonl import read_jsonl
+from reverie.agents.runs.rundir import RunDirError, read_status
 from reverie.agents.trainer import build_env, train
 from reverie.benchmarks import cli
 

@@ -25,7 +25,7 @@ from reverie.agents.configs import RunConfig
 from reverie.agents.exported import Acting, Compared, ExportError, acting, check, example, export
 from reverie.agents.registry import build_agent, family
 from reverie.agents.resolve import resolve
-from reverie.agents.rundir import read_status
+from reverie.agents.runs.rundir import read_status
 from reverie.agents.trainer import build_env, train
 from reverie.benchmarks import cli
 from reverie.benchmarks.evaluation import load_run

@@ -13,15 +13,16 @@ from checkpoint_doubles import FILES, falls_back, forge, state, two_checkpoints
 from children import run_child
 from safetensors import SafetensorError
 
-from reverie.agents import checkpoint, checkpoint_format
-from reverie.agents.checkpoint import CheckpointError, CheckpointWriter
+from reverie.agents.runs import checkpoint, checkpoint_format
+from reverie.agents.runs.checkpoint import CheckpointError, CheckpointWriter
 
 KILL_AT_EACH_BOUNDARY = """
 import json, os, shutil, signal, sys
 from pathlib import Path
 import torch
-from reverie.agents import checkpoint, checkpoint_format
-from reverie.agents.rundir import RunDir
+from reverie.agents.runs import checkpoint
+from reverie.agents.runs import checkpoint_format
+from reverie.agents.runs.rundir import RunDir
 
 run_dir = Path(sys.argv[1])
 died_at = None
@@ -103,7 +104,7 @@ FULL_DISK = """
 import logging, resource, signal, sys
 from pathlib import Path
 import torch
-from reverie.agents.checkpoint import CheckpointError, CheckpointWriter, load_latest
+from reverie.agents.runs.checkpoint import CheckpointError, CheckpointWriter, load_latest
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 logging.basicConfig(stream=sys.stdout, format="%(message)s")

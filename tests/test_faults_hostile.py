@@ -14,8 +14,8 @@ import pytest
 import torch
 from checkpoint_doubles import falls_back, forge, two_checkpoints
 
-from reverie.agents import checkpoint
-from reverie.agents.checkpoint import CheckpointError
+from reverie.agents.runs import checkpoint
+from reverie.agents.runs.checkpoint import CheckpointError
 
 
 class Payload:

@@ -28,8 +28,8 @@ from grid_doubles import (
     until,
 )
 
-from reverie.agents.run_status import read_status
-from reverie.agents.runlock import RunLock
+from reverie.agents.runs.runlock import RunLock
+from reverie.agents.runs.status import read_status
 from reverie.benchmarks import cli
 from reverie.benchmarks.grid.cells import open_grid
 

@@ -15,14 +15,14 @@ from point_world import TASKS, PointWorld, final_state, point_config, write_poin
 from runs import assert_same
 
 from reverie.agents import train_act_jepa
-from reverie.agents.checkpoint import checkpoints
 from reverie.agents.collapse_monitor import CollapseError
 from reverie.agents.configs import ConfigError
-from reverie.agents.demo_store import DemoError
-from reverie.agents.demo_windows import DemoWindows
-from reverie.agents.logger import read_jsonl
+from reverie.agents.demos.store import DemoError
+from reverie.agents.demos.windows import DemoWindows
 from reverie.agents.resolve import with_overrides
-from reverie.agents.rundir import RunDirError, read_status
+from reverie.agents.runs.checkpoint import checkpoints
+from reverie.agents.runs.logger import read_jsonl
+from reverie.agents.runs.rundir import RunDirError, read_status
 from reverie.agents.trainer import train
 from reverie.benchmarks import cli
 from reverie.envs import registry

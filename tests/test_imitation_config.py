@@ -10,7 +10,7 @@ import pytest
 
 from reverie.agents.collapse_monitor import gates
 from reverie.agents.configs import ConfigError
-from reverie.agents.demonstrations import demo_folder, load_demonstrations, make_command
+from reverie.agents.demos.demonstrations import demo_folder, load_demonstrations, make_command
 from reverie.agents.devices import DeviceMemoryError, memory_advice
 from reverie.agents.flags import config_from_args
 from reverie.agents.registry import FAMILIES, check_task

@@ -13,10 +13,10 @@ import torch
 from point_world import TASKS, final_state, point_config, point_tree, write_points
 from runs import Child, assert_same
 
-from reverie.agents.demo_windows import DemoWindows
+from reverie.agents.demos.windows import DemoWindows
 from reverie.agents.imitation import ImitationTrainer
-from reverie.agents.logger import read_jsonl
-from reverie.agents.rundir import read_status
+from reverie.agents.runs.logger import read_jsonl
+from reverie.agents.runs.rundir import read_status
 from reverie.agents.trainer import train
 from reverie.envs import registry
 

@@ -11,7 +11,7 @@ import pytest
 from grid_doubles import COMMAND
 
 from reverie.agents.configs import ConfigError
-from reverie.agents.demonstrations import make_command
+from reverie.agents.demos.demonstrations import make_command
 from reverie.agents.resolve import run_directory
 from reverie.benchmarks import imitation
 from reverie.benchmarks.imitation import Cell, plan, summary

@@ -14,7 +14,7 @@ from reverie.agents.inspection.dreams import dream_panels, numbers
 from reverie.agents.inspection.neighbours import FrameLibrary
 from reverie.agents.inspection.probe_decoder import ProbeDecoder, picture_size, to_uint8
 from reverie.agents.inspection.scenes import Look, Scene, make_scene
-from reverie.agents.replay import Replay
+from reverie.agents.replay.buffer import Replay
 
 CPU = torch.device("cpu")
 LOOK = Look(context=5, horizon=12, windows=16, shown=2, library=900)

@@ -22,7 +22,7 @@ from reverie.agents.configs import RunConfig
 from reverie.agents.inspection.inspector import inspect_agent
 from reverie.agents.inspection.rollouts import undisturbed
 from reverie.agents.inspection.scenes import Look
-from reverie.agents.replay import Replay, replay_schema
+from reverie.agents.replay.buffer import Replay, replay_schema
 from reverie.agents.resolve import resolve
 from reverie.agents.trainer import train
 

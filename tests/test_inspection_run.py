@@ -22,9 +22,9 @@ from reverie.agents.inspection.charts import BLACK, Chart, Line, draw
 from reverie.agents.inspection.inspector import Inspector, log_panels, write_panels
 from reverie.agents.inspection.panels import Panel, beside, encode, scaled, stacked, written
 from reverie.agents.inspection.stored import stored_replay
-from reverie.agents.logger import Logger, read_jsonl
 from reverie.agents.registry import build_replay
 from reverie.agents.resolve import load, resolve, run_directory
+from reverie.agents.runs.logger import Logger, read_jsonl
 from reverie.agents.trainer import build_env, train
 from reverie.benchmarks import cli
 
@@ -231,7 +231,7 @@ def test_stored_experience_is_that_of_the_checkpoint(finished: Path) -> None:
     cfg = load(finished / "config.toml")
     env = build_env(cfg, "train", cfg.env.num_envs)
     env.close()
-    from reverie.agents.checkpoint import load_latest
+    from reverie.agents.runs.checkpoint import load_latest
 
     found = load_latest(finished)
     assert found is not None

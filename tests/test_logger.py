@@ -18,10 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
-from reverie.agents import tensorboard_events
-from reverie.agents.jsonl import JsonLines, keep_records, read_jsonl
-from reverie.agents.logger import EPISODES, METRICS, Logger
-from reverie.agents.projector import Points, sprite_sheet, write_projector
+from reverie.agents.runs import tensorboard_events
+from reverie.agents.runs.jsonl import JsonLines, keep_records, read_jsonl
+from reverie.agents.runs.logger import EPISODES, METRICS, Logger
+from reverie.agents.runs.projector import Points, sprite_sheet, write_projector
 
 
 def tensorboard(run_dir: Path) -> EventAccumulator:
@@ -201,7 +201,7 @@ def test_fault_05_metrics_on_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptu
 FULL_DISK = """
 import logging, resource, signal, sys
 from pathlib import Path
-from reverie.agents.logger import Logger
+from reverie.agents.runs.logger import Logger
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 logger = Logger(Path(sys.argv[1]))

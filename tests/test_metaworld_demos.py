@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from demo_doubles import assert_replayed, contents
 
-from reverie.agents.demo_store import open_dataset
+from reverie.agents.demos.store import open_dataset
 from reverie.benchmarks import cli
 from reverie.envs import make_env
 from reverie.envs.registry import TASK_SETS

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from reverie.agents.act_jepa import ACTJEPA
-from reverie.agents.demo_store import open_dataset
-from reverie.agents.demo_windows import DemoWindows
-from reverie.agents.jsonl import read_jsonl
+from reverie.agents.demos.store import open_dataset
+from reverie.agents.demos.windows import DemoWindows
 from reverie.agents.resolve import resolve
-from reverie.agents.rundir import read_status
+from reverie.agents.runs.jsonl import read_jsonl
+from reverie.agents.runs.rundir import read_status
 from reverie.agents.trainer import train
 from reverie.benchmarks import cli
 from reverie.envs import make_env

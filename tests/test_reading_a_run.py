@@ -23,8 +23,8 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from reverie.agents.configs import RunConfig
 from reverie.agents.overlays import as_tree, flatten
 from reverie.agents.resolve import resolve
-from reverie.agents.run_summary import SCORES, UNSHOWN, hparams, overview
-from reverie.agents.tensorboard_events import LAYOUT
+from reverie.agents.runs.summary import SCORES, UNSHOWN, hparams, overview
+from reverie.agents.runs.tensorboard_events import LAYOUT
 from reverie.agents.trainer import train
 from reverie.envs import registry
 

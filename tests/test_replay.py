@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reverie.agents.replay import Replay, ReplayError, Storage, replay_schema
+from reverie.agents.replay.buffer import Replay, ReplayError, Storage, replay_schema
 from reverie.envs.specs import EnvSpec
 
 SPEC = EnvSpec("double/replay", action_size=4, discrete=True, vector_size=3)
@@ -63,7 +63,7 @@ def assert_windows(batch: Any, newest: int, oldest: int) -> None:
 def test_windows_are_the_rows_that_were_added(
     storage: Storage, steps: int, big_row: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reverie.agents.replay_storage.BIG_ROW", big_row)
+    monkeypatch.setattr("reverie.agents.replay.storage.BIG_ROW", big_row)
     replay = filled(steps, storage=storage, directory=tmp_path)
     assert len(replay) == 3 * min(steps, 100)
     batch = replay.sample(50, 8, np.random.default_rng(0))
@@ -227,7 +227,7 @@ def test_a_full_disk_costs_no_row_in_memory(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("reverie.agents.files.os.fsync", full)
+        patch.setattr("reverie.agents.runs.files.os.fsync", full)
         for t in range(20, 45):
             replay.add(rows(t, 3))
         assert replay.failed_writes == 2
@@ -336,7 +336,7 @@ def test_sampling_costs_one_copy_of_the_batch() -> None:
 
 def test_torchrl_export_and_import_round_trip() -> None:
     pytest.importorskip("torchrl")
-    from reverie.agents.replay_torchrl import from_torchrl, to_torchrl
+    from reverie.agents.replay.torchrl_buffers import from_torchrl, to_torchrl
 
     replay = filled(57)
     buffer = to_torchrl(replay, batch_size=24, length=6)

@@ -25,9 +25,9 @@ from replay_doubles import (
     worlds,
 )
 
-from reverie.agents.checkpoint_tree import flatten, unflatten
-from reverie.agents.replay import Replay, ReplayError, replay_schema
-from reverie.agents.replay_priority import PriorityReplay
+from reverie.agents.replay.buffer import Replay, ReplayError, replay_schema
+from reverie.agents.replay.priority import PriorityReplay
+from reverie.agents.runs.checkpoint_tree import flatten, unflatten
 from reverie.envs.specs import EnvSpec
 
 # --------------------------------------------------------------------------- batches

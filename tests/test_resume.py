@@ -15,7 +15,7 @@ from doubles import TinyAgent
 from runs import Child, assert_same, config, final_state, overrides
 
 from reverie.agents import registry
-from reverie.agents.rundir import read_status
+from reverie.agents.runs.rundir import read_status
 from reverie.agents.trainer import Trainer, train
 
 
@@ -172,7 +172,7 @@ def test_lost_replay_rows_do_not_stop_a_resume(
 
 
 def test_old_segments_go_and_named_ones_stay(tmp_path: Path, tiny_agent: None) -> None:
-    from reverie.agents.savepoints import named_segments
+    from reverie.agents.runs.savepoints import named_segments
 
     # no evaluation, so no best checkpoint that would keep its segments for ever
     assert train(config(tmp_path, train={"eval_episodes": 0, "steps": 400})) == 0
@@ -283,7 +283,7 @@ def test_fault_25_another_thread_count_is_noted_and_ends_the_promise(
 def test_a_damaged_newest_checkpoint_costs_time_not_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_agent: None
 ) -> None:
-    from reverie.agents.checkpoint import checkpoints
+    from reverie.agents.runs.checkpoint import checkpoints
 
     train(config(tmp_path / "whole"))
     with monkeypatch.context() as patch:

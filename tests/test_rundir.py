@@ -12,8 +12,8 @@ import pytest
 import torch
 from children import start_child, wait_for_line
 
-from reverie.agents import checkpoint, fingerprint, rundir, runlock
-from reverie.agents.rundir import RunDir, RunDirError, read_status
+from reverie.agents.runs import checkpoint, fingerprint, rundir, runlock
+from reverie.agents.runs.rundir import RunDir, RunDirError, read_status
 
 CONFIG = 'seed = 0\ntask = "toy/chain"\n[train]\nlr = 3e-4\n'
 
@@ -117,7 +117,7 @@ def test_atomic_write_keeps_the_old_content_and_leaves_nothing(
 HOLD = """
 import sys
 from pathlib import Path
-from reverie.agents.rundir import RunDir, RunDirError
+from reverie.agents.runs.rundir import RunDir, RunDirError
 try:
     run = RunDir(Path(sys.argv[1]), config=sys.argv[2])
 except RunDirError as error:

@@ -11,7 +11,7 @@ import torch
 
 from reverie.agents.checks import restore_generator
 from reverie.agents.registry import build_agent
-from reverie.agents.replay import Replay, replay_schema
+from reverie.agents.replay.buffer import Replay, replay_schema
 from reverie.agents.resolve import resolve
 from reverie.agents.seeding import seed_sequence, stream, torch_generator, torch_seed
 from reverie.agents.trainer import build_env

@@ -17,7 +17,7 @@ from reverie.agents.flags import config_from_args
 from reverie.agents.launch import launch
 from reverie.agents.registry import FAMILIES
 from reverie.agents.resolve import load, resolve
-from reverie.agents.rundir import read_status
+from reverie.agents.runs.rundir import read_status
 from reverie.benchmarks import cli
 from reverie.envs.specs import EnvError
 

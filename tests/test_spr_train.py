@@ -17,12 +17,12 @@ import torch
 from runs import Child, assert_same, final_state
 from test_resume import raise_at
 
-from reverie.agents.checkpoint import checkpoints
 from reverie.agents.configs import RunConfig
-from reverie.agents.logger import read_jsonl
 from reverie.agents.registry import FAMILIES
 from reverie.agents.resolve import resolve
-from reverie.agents.rundir import read_status
+from reverie.agents.runs.checkpoint import checkpoints
+from reverie.agents.runs.logger import read_jsonl
+from reverie.agents.runs.rundir import read_status
 from reverie.agents.spr import SPR
 from reverie.agents.trainer import Trainer, train
 from reverie.benchmarks import cli, evaluation

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reverie.agents.sum_tree import SumTree
+from reverie.agents.replay.sum_tree import SumTree
 
 SIZES = [1, 2, 63, 64, 65, 300, 4096, 4097, 5000]
 BELOW_ONE = 1 - 2**-53

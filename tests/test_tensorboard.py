@@ -19,7 +19,7 @@ from PIL import Image
 from runs import ROOT
 
 from reverie.agents.resolve import resolve
-from reverie.agents.run_summary import FIRST, SCORES
+from reverie.agents.runs.summary import FIRST, SCORES
 from reverie.agents.trainer import train
 
 SCRIPT = ROOT / "docs" / "tensorboard_screenshots.py"

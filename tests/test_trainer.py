@@ -15,11 +15,11 @@ from runs import Child, assert_same, config, final_state, overrides
 from safetensors.torch import load_file
 
 from reverie.agents import registry
-from reverie.agents.checkpoint import checkpoints
-from reverie.agents.logger import read_jsonl
 from reverie.agents.metrics import MetricMeans
-from reverie.agents.replay import Replay
-from reverie.agents.rundir import RunDir, RunDirError, read_status
+from reverie.agents.replay.buffer import Replay
+from reverie.agents.runs.checkpoint import checkpoints
+from reverie.agents.runs.logger import read_jsonl
+from reverie.agents.runs.rundir import RunDir, RunDirError, read_status
 from reverie.agents.stopping import (
     NonFiniteError,
     NonFiniteGuard,
@@ -277,8 +277,8 @@ def _virtual_size() -> int:
 def test_fault_04_a_full_disk_for_replay_is_survived_then_stops_cleanly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from reverie.agents.checkpoint import CheckpointError
-    from reverie.agents.replay_segments import SegmentStore
+    from reverie.agents.replay.segments import SegmentStore
+    from reverie.agents.runs.checkpoint import CheckpointError
 
     written = SegmentStore.write
     calls = [0]

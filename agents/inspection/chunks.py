@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tensordict import TensorDict
 
     from reverie.agents.act_jepa import ACTJEPA
-    from reverie.agents.demo_windows import DemoWindows
+    from reverie.agents.demos.windows import DemoWindows
 
 Index = NDArray[np.int64]
 MOST_STORED = 512

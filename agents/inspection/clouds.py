@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reverie.agents.inspection.panels import Panel, fitted
-from reverie.agents.projector import Points
+from reverie.agents.runs.projector import Points
 
 if TYPE_CHECKING:
     from reverie.agents.act_jepa import ACTJEPA

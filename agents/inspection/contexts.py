@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reverie.agents.replay import Replay
+from reverie.agents.replay.buffer import Replay
 
 Array = NDArray[np.int64]
 TRIES = 8

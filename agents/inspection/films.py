@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.agents.configs import ConfigError
-from reverie.agents.files import fsync
 from reverie.agents.inspection.charts import (
     BLACK,
     BLUE,
@@ -39,6 +38,7 @@ from reverie.agents.inspection.panels import (
     stacked,
     written,
 )
+from reverie.agents.runs.files import fsync
 
 WIDTH = 560
 MOST_ACTIONS = 4

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from reverie.agents.files import write_atomic
 from reverie.agents.inspection.chunks import chunk_panels, look_at_chunks
 from reverie.agents.inspection.clouds import chunk_cloud, scene_cloud
 from reverie.agents.inspection.dreams import dream_panels
@@ -18,12 +17,13 @@ from reverie.agents.inspection.panels import Panel, encode
 from reverie.agents.inspection.rollouts import Lens
 from reverie.agents.inspection.scenes import Look, make_scene
 from reverie.agents.registry import family
+from reverie.agents.runs.files import write_atomic
 from reverie.agents.seeding import stream, torch_seed
 
 if TYPE_CHECKING:
     from reverie.agents.act_jepa import ACTJEPA
     from reverie.agents.configs import RunConfig
-    from reverie.agents.logger import Logger
+    from reverie.agents.runs.logger import Logger
 
 FOLDER = "inspection"
 """In the run directory: a folder of GIF, PNG and JSON files for every step looked at."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from reverie.agents.projector import Points
+from reverie.agents.runs.projector import Points
 
 Picture = NDArray[np.uint8]
 """uint8 [H, W, 3]."""

@@ -22,7 +22,7 @@ from reverie.agents.inspection.rollouts import (
     undisturbed,
     wander,
 )
-from reverie.agents.replay import Replay
+from reverie.agents.replay.buffer import Replay
 from reverie.world_models.ops import lambda_return
 
 AT_ONCE = 16

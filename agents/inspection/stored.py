@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reverie.agents.registry import build_replay
-from reverie.agents.replay import Replay
+from reverie.agents.replay.buffer import Replay
 
 if TYPE_CHECKING:
     import torch

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reverie.agents.configs import ConfigError, RunConfig
-from reverie.agents.files import write_atomic
 from reverie.agents.flags import config_from_args
 from reverie.agents.registry import AGENTS, family
-from reverie.agents.run_status import read_status
+from reverie.agents.runs.files import write_atomic
+from reverie.agents.runs.status import read_status
 from reverie.benchmarks.grid.suites import Suite, lay_flags, unknown
 from reverie.envs.registry import make_vec, members, require_known, tasks
 from reverie.envs.specs import EnvError
@@ -202,7 +202,7 @@ def _cell(label: str, task: str, seed: int, flags: tuple[str, ...], agent: str) 
 def _prepare(cfg: RunConfig) -> tuple[str, ...]:
     if family(cfg.agent) != "act_jepa":
         return ()
-    from reverie.agents.demonstrations import make_command  # brings torch
+    from reverie.agents.demos.demonstrations import make_command  # brings torch
 
     return tuple(shlex.split(make_command(cfg))[1:])
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reverie.agents.configs import ConfigError
-from reverie.agents.runlock import InUseError, RunDirError, RunLock
+from reverie.agents.runs.runlock import InUseError, RunDirError, RunLock
 from reverie.benchmarks.grid.cells import GRID, Cell, Grid, extend_grid, open_grid, plan
 from reverie.benchmarks.grid.driver import Driver, Executor
 from reverie.benchmarks.grid.local import LocalExecutor

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reverie.agents.progress import PipeConsole, duration, silence
-from reverie.agents.run_status import read_status
+from reverie.agents.runs.status import read_status
 from reverie.benchmarks.grid.cells import Cell, CellState, Grid
 
 REDRAW_S = 1.0

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reverie.agents.files import write_atomic
-from reverie.agents.runlock import InUseError, RunLock
+from reverie.agents.runs.files import write_atomic
+from reverie.agents.runs.runlock import InUseError, RunLock
 from reverie.benchmarks import cli
 from reverie.benchmarks.grid.cells import Cell, Grid
 

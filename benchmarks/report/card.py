@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from reverie.agents.configs import ConfigError, RunConfig
-from reverie.agents.files import write_atomic
-from reverie.agents.jsonl import read_jsonl
 from reverie.agents.resolve import changed_settings, load
-from reverie.agents.rundir import read_status
+from reverie.agents.runs.files import write_atomic
+from reverie.agents.runs.jsonl import read_jsonl
+from reverie.agents.runs.rundir import read_status
 from reverie.benchmarks.report.places import CONFIG
 from reverie.benchmarks.report.runs import number, read_json
 from reverie.benchmarks.report.sections import command, hardware, versions

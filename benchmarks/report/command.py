@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 
 from reverie.agents.configs import ConfigError
-from reverie.agents.files import write_atomic
+from reverie.agents.runs.files import write_atomic
 from reverie.benchmarks.report.aggregate import UNITS, Summary, normaliser, suite_of, summarise
 from reverie.benchmarks.report.card import write_card
 from reverie.benchmarks.report.collect import Study, collect

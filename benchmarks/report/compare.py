@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 
 from reverie.agents.configs import ConfigError
-from reverie.agents.files import write_atomic
+from reverie.agents.runs.files import write_atomic
 from reverie.benchmarks.report.aggregate import UNITS, Estimate, estimate, normaliser, suite_of
 from reverie.benchmarks.report.collect import Study, gather, mixed
 from reverie.benchmarks.report.document import Block, Document, Listing, Section, Table, Text

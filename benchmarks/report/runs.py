@@ -13,7 +13,7 @@ from reverie.agents.configs import ConfigError, RunConfig
 from reverie.agents.overlays import as_tree, flatten
 from reverie.agents.registry import family
 from reverie.agents.resolve import PLACE, load, run_directory
-from reverie.agents.rundir import read_status
+from reverie.agents.runs.rundir import read_status
 from reverie.agents.trainer import MAY_DIFFER
 from reverie.benchmarks.curves import Curve, curve
 from reverie.benchmarks.grid.cells import GRID

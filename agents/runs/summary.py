@@ -12,8 +12,8 @@ from reverie.agents.configs import RunConfig
 from reverie.agents.overlays import as_tree, flatten
 from reverie.agents.registry import family
 from reverie.agents.resolve import changed_settings
-from reverie.agents.rundir import FINGERPRINT
-from reverie.agents.tensorboard_events import LAYOUT, Layout, Setting
+from reverie.agents.runs.rundir import FINGERPRINT
+from reverie.agents.runs.tensorboard_events import LAYOUT, Layout, Setting
 from reverie.envs.registry import members
 
 CHANGED = "changed"

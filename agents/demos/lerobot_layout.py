@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from reverie.agents.demo_exchange import Notes, to_float32
-from reverie.agents.demo_format import ENVIRONMENT, IMAGE, STATE, Array
-from reverie.agents.demo_lerobot_files import read_table, require_channels, to_pictures, to_rows
-from reverie.agents.demo_lerobot_index import Span
-from reverie.agents.demo_store import DemoError, DemoSpec
+from reverie.agents.demos.exchange import Notes, to_float32
+from reverie.agents.demos.format import ENVIRONMENT, IMAGE, STATE, Array
+from reverie.agents.demos.lerobot_files import read_table, require_channels, to_pictures, to_rows
+from reverie.agents.demos.lerobot_index import Span
+from reverie.agents.demos.store import DemoError, DemoSpec
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from reverie.agents.checkpoint import checkpoints, clean_temporary
-from reverie.agents.files import write_atomic
-from reverie.agents.fingerprint import changes, fingerprint
 from reverie.agents.overlays import flatten
-from reverie.agents.run_status import STATUS, read_status
-from reverie.agents.runlock import RunDirError, RunLock
+from reverie.agents.runs.checkpoint import checkpoints, clean_temporary
+from reverie.agents.runs.files import write_atomic
+from reverie.agents.runs.fingerprint import changes, fingerprint
+from reverie.agents.runs.runlock import RunDirError, RunLock
+from reverie.agents.runs.status import STATUS, read_status
 
 __all__ = ["RunDir", "RunDirError", "RunState", "read_status", "write_atomic"]
 

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from reverie.agents.configs import ConfigError, RunConfig
-from reverie.agents.demo_store import DemoDataset, DemoSpec, open_dataset, split
-from reverie.agents.demo_windows import DemoWindows, Images
+from reverie.agents.demos.store import DemoDataset, DemoSpec, open_dataset, split
+from reverie.agents.demos.windows import DemoWindows, Images
 from reverie.agents.devices import resolve_device
 from reverie.envs.registry import members
 

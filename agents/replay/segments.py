@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from reverie.agents.files import write_atomic
-from reverie.agents.replay_storage import Schema
+from reverie.agents.replay.storage import Schema
+from reverie.agents.runs.files import write_atomic
 
 Array = NDArray[Any]
 

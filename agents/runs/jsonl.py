@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from reverie.agents.files import write_atomic
+from reverie.agents.runs.files import write_atomic
 
 Record = dict[str, Any]
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from tensordict import TensorDict
 from torch import Tensor
 
-from reverie.agents.demo_format import ACTION, IMAGE
-from reverie.agents.demo_store import DemoDataset, DemoError
+from reverie.agents.demos.format import ACTION, IMAGE
+from reverie.agents.demos.store import DemoDataset, DemoError
 
 Array = NDArray[Any]
 Images = Literal["none", "first", "all"]

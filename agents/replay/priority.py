@@ -11,9 +11,9 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from reverie.agents.replay import Replay, ReplayError
-from reverie.agents.replay_storage import DeviceRing, Schema
-from reverie.agents.sum_tree import SumTree
+from reverie.agents.replay.buffer import Replay, ReplayError
+from reverie.agents.replay.storage import DeviceRing, Schema
+from reverie.agents.replay.sum_tree import SumTree
 
 NewPriority = Literal["one", "max"]
 

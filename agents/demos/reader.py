@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from reverie.agents.demo_format import (
+from reverie.agents.demos.format import (
     FORMAT,
     HEADER,
     IMAGE,
@@ -27,7 +27,7 @@ from reverie.agents.demo_format import (
     span,
     whole_vector,
 )
-from reverie.agents.demo_writer import digest, header_digest
+from reverie.agents.demos.writer import digest, header_digest
 
 MAX_HEADER_BYTES = 64 * 2**20
 """A larger header is refused before it is read."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from reverie.agents.demo_format import Array
-from reverie.agents.demo_lerobot_files import DATA_PATH, read_table, read_tasks, to_rows
-from reverie.agents.demo_store import DemoError
+from reverie.agents.demos.format import Array
+from reverie.agents.demos.lerobot_files import DATA_PATH, read_table, read_tasks, to_rows
+from reverie.agents.demos.store import DemoError
 
 COUNTERS = ("episode_index", "frame_index", "index", "task_index")
 EPISODE_KEYS = (

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reverie.agents.inspection.panels import encode_gif, encode_png
-from reverie.agents.jsonl import JsonLines, Record, keep_records, read_jsonl
-from reverie.agents.projector import Points, write_projector
-from reverie.agents.tensorboard_events import LAYOUT, EventFile, Layout, Setting
+from reverie.agents.runs.jsonl import JsonLines, Record, keep_records, read_jsonl
+from reverie.agents.runs.projector import Points, write_projector
+from reverie.agents.runs.tensorboard_events import LAYOUT, EventFile, Layout, Setting
 
 __all__ = ["EPISODES", "METRICS", "Logger", "read_jsonl"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from reverie.agents.demo_store import DemoError, DemoSpec, ShardWriter, read_shard
+from reverie.agents.demos.store import DemoError, DemoSpec, ShardWriter, read_shard
 from reverie.envs.experts import Expert, make_expert
 from reverie.envs.rates import steps_per_second
 from reverie.envs.registry import make_vec

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reverie.agents.demo_format import (
+from reverie.agents.demos.format import (
     FORMAT,
     HEADER,
     IMAGE,
@@ -24,8 +24,8 @@ from reverie.agents.demo_format import (
     DemoSpec,
     span,
 )
-from reverie.agents.demo_reader import Shard, read_shard
-from reverie.agents.demo_writer import TEMPORARY, ShardWriter
+from reverie.agents.demos.reader import Shard, read_shard
+from reverie.agents.demos.writer import TEMPORARY, ShardWriter
 
 __all__ = [
     "FORMAT",

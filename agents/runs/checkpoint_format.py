@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from reverie.agents.checkpoint_tree import CheckpointError, flatten, unflatten
-from reverie.agents.files import fsync, write_synced
+from reverie.agents.runs.checkpoint_tree import CheckpointError, flatten, unflatten
+from reverie.agents.runs.files import fsync, write_synced
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from reverie.agents.checkpoint_format import (
+from reverie.agents.runs.checkpoint_format import (
     WRITE_ERRORS,
     Checkpoint,
     CorruptCheckpointError,
@@ -24,8 +24,8 @@ from reverie.agents.checkpoint_format import (
     verify,
     write,
 )
-from reverie.agents.checkpoint_tree import CheckpointError, check_compatible, diff
-from reverie.agents.files import fsync
+from reverie.agents.runs.checkpoint_tree import CheckpointError, check_compatible, diff
+from reverie.agents.runs.files import fsync
 
 __all__ = [
     "Checkpoint",

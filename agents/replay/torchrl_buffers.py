@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
-from reverie.agents.replay import Replay, ReplayError
+from reverie.agents.replay.buffer import Replay, ReplayError
 
 
 def to_torchrl(replay: Replay, *, batch_size: int, length: int) -> Any:

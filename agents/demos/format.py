@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reverie.agents.replay_storage import Schema
+from reverie.agents.replay.storage import Schema
 from reverie.envs.specs import EnvSpec
 
 Array = NDArray[Any]

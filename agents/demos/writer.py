@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from reverie.agents.demo_format import (
+from reverie.agents.demos.format import (
     FORMAT,
     HEADER,
     OFFSET,
@@ -31,7 +31,7 @@ from reverie.agents.demo_format import (
     layout,
     stored_columns,
 )
-from reverie.agents.files import fsync, write_synced
+from reverie.agents.runs.files import fsync, write_synced
 
 PACKAGES = ("reverie", "torch", "numpy", "gymnasium", "mujoco", "dm_control", "metaworld", "ale_py")
 """Their versions go into the header, as far as they are installed."""

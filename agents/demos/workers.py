@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from reverie.agents.demo_make import Job, RecordingStopped, Tally, record
-from reverie.agents.demo_store import DemoError
+from reverie.agents.demos.make import Job, RecordingStopped, Tally, record
+from reverie.agents.demos.store import DemoError
 from reverie.agents.stopping import StopRequest
 from reverie.envs.specs import EnvError
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from reverie.agents.demo_format import Array
-from reverie.agents.demo_store import DemoError
+from reverie.agents.demos.format import Array
+from reverie.agents.demos.store import DemoError
 
 VERSION = "v3.0"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"

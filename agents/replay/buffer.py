@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from tensordict import TensorDict
 
-from reverie.agents.replay_segments import Segment, SegmentStore
-from reverie.agents.replay_storage import DeviceRing, HostRing, Ring, Schema, row_bytes
+from reverie.agents.replay.segments import Segment, SegmentStore
+from reverie.agents.replay.storage import DeviceRing, HostRing, Ring, Schema, row_bytes
 from reverie.envs.specs import EnvSpec
 
 Array = NDArray[Any]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from reverie.agents.demo_exchange import (
+from reverie.agents.demos.exchange import (
     Imported,
     Notes,
     Origin,
@@ -25,8 +25,8 @@ from reverie.agents.demo_exchange import (
     require_task,
     write_shards,
 )
-from reverie.agents.demo_format import Array
-from reverie.agents.demo_lerobot_files import (
+from reverie.agents.demos.format import Array
+from reverie.agents.demos.lerobot_files import (
     CHUNK_FILES,
     DATA_PATH,
     EPISODES_PATH,
@@ -39,15 +39,15 @@ from reverie.agents.demo_lerobot_files import (
     write_rows,
     write_tasks,
 )
-from reverie.agents.demo_lerobot_index import (
+from reverie.agents.demos.lerobot_index import (
     COUNTERS,
     Span,
     find_spans,
     read_info,
     read_json,
 )
-from reverie.agents.demo_lerobot_layout import Layout, find_layout, to_columns
-from reverie.agents.demo_store import DemoDataset, DemoError
+from reverie.agents.demos.lerobot_layout import Layout, find_layout, to_columns
+from reverie.agents.demos.store import DemoDataset, DemoError
 
 NOTES = "meta/reverie.json"
 

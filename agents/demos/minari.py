@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from reverie.agents.demo_exchange import (
+from reverie.agents.demos.exchange import (
     Imported,
     Notes,
     Origin,
@@ -31,8 +31,8 @@ from reverie.agents.demo_exchange import (
     to_float32,
     write_shards,
 )
-from reverie.agents.demo_format import ENVIRONMENT, IMAGE, STATE, Array
-from reverie.agents.demo_store import DemoDataset, DemoError, DemoSpec
+from reverie.agents.demos.format import ENVIRONMENT, IMAGE, STATE, Array
+from reverie.agents.demos.store import DemoDataset, DemoError, DemoSpec
 from reverie.envs.gym_export import observation_space
 
 ROOT = "MINARI_DATASETS_PATH"

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from reverie.agents.demo_format import Array
-from reverie.agents.demo_store import DemoDataset, DemoError, DemoSpec, ShardWriter
-from reverie.agents.files import fsync
+from reverie.agents.demos.format import Array
+from reverie.agents.demos.store import DemoDataset, DemoError, DemoSpec, ShardWriter
+from reverie.agents.runs.files import fsync
 
 FORMAT = 1
 """Version of what `describe` returns."""

@@ -22,7 +22,7 @@ from reverie.envs.specs import EnvError, EnvSpec
 from reverie.world_models.probes import ridge_fit, ridge_predict
 
 if TYPE_CHECKING:
-    from reverie.agents.demo_windows import DemoWindows
+    from reverie.agents.demos.windows import DemoWindows
 
 MAX_WINDOWS = 4096
 """Windows that a probe is fitted on, and as many at most that it is scored on."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from reverie.agents.checkpoint import (
+from reverie.agents.runs.checkpoint import (
     CheckpointError,
     CheckpointWriter,
     checkpoints,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from reverie.agents.files import write_atomic
+from reverie.agents.runs.files import write_atomic
 
 CONFIG = "projector_config.pbtxt"
 """Where TensorBoard looks for it: beside the event files."""

@@ -1,0 +1,1 @@
+"""Demonstrations: made, stored, checked, exchanged, cut into windows, and played against."""

@@ -1,0 +1,1 @@
+"""Experience of the agent itself: storage, segments on disk, uniform and prioritised draws."""
