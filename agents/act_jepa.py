@@ -275,7 +275,7 @@ class ACTJEPA:
     def examine(
         self, windows: DemoWindows, rng: np.random.Generator, shape: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """Losses and collapse diagnostics on up to 1,024 windows, evenly spaced."""
+        """Losses and collapse diagnostics on 8 batches (at most 1,024 windows), evenly spaced."""
         return latent_health(self.model, self.normalised, windows, batch_size=shape[0])
 
     # state

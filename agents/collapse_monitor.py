@@ -92,7 +92,7 @@ class CollapseMonitor:
         self._gates = applied
         self._streaks: dict[str, int] = {}
         self.looked = 0
-        self.judged = False
+        self.judged = 0
         self.alarms: dict[str, str] = {}
         self.numbers: dict[str, float] = {}
 
@@ -101,7 +101,7 @@ class CollapseMonitor:
 
         Without `judge` numbers are kept and alarms forgotten.
         """
-        self.looked, self.judged = update, judge
+        self.looked, self.judged = update, self.judged + 1 if judge else 0
         self.numbers = {k: v for k, v in found.items() if k.startswith("health/")}
         if not judge:
             self._streaks, self.alarms = {}, {}
@@ -124,23 +124,28 @@ class CollapseMonitor:
         del self.alarms[name]
         return f"{name} {value:.4g} is healthy again"
 
+    def known(self) -> list[str] | None:
+        """Sentences of the alarms; None before as many looks were judged as must agree."""
+        return list(self.alarms.values()) if self.judged >= IN_A_ROW else None
+
     def status(self) -> dict[str, Any]:
-        """Update of the last look, sentences of the alarms (none: not judged), and its numbers."""
-        alarms = list(self.alarms.values()) if self.judged else None
-        return {"update": self.looked, "alarms": alarms, **self.numbers}
+        """Update of the last look, the alarms as they are known, and its numbers."""
+        return {"update": self.looked, "alarms": self.known(), **self.numbers}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later looks depend on, and the last numbers."""
         return {
             "looked": self.looked,
-            "judged": self.judged,
+            "judged": self.judged > 0,
+            "judgements": self.judged,
             "streaks": dict(self._streaks),
             "alarms": dict(self.alarms),
             "numbers": dict(self.numbers),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Inverse of `state_dict`."""
-        self.looked, self.judged = int(state["looked"]), bool(state["judged"])
+        """Inverse of `state_dict`; a state that does not count its judgements had enough."""
+        self.looked = int(state["looked"])
+        self.judged = int(state.get("judgements", IN_A_ROW * state["judged"]))
         self._streaks = {str(k): int(v) for k, v in state["streaks"].items()}
         self.alarms, self.numbers = dict(state["alarms"]), dict(state["numbers"])

@@ -42,6 +42,9 @@ SHARES = (
 )
 """Last names of settings that lie between 0 and 1."""
 
+CLIP_SETTINGS = ("distractor_source", "distractor_mask")
+"""Settings of the environment that only what distracts reads."""
+
 
 def find_problems(cfg: RunConfig) -> list[str]:
     """Every setting or combination that cannot work, each with what to do about it."""
@@ -141,17 +144,37 @@ def _schedule(cfg: RunConfig) -> list[str]:
 
 
 def _distraction(cfg: RunConfig) -> list[str]:
-    if cfg.env.distractor == "none":
-        return []
+    name = cfg.env.distractor
+    if name == "none":
+        return _without_use(
+            cfg, CLIP_SETTINGS, "nothing distracts: name a preset with --distractor"
+        )
+    if family(cfg.agent) == "act_jepa":
+        return [
+            f"env.distractor: {cfg.agent} learns from demonstrations, made without any; "
+            "leave it out, or train an agent that collects for itself, such as mudreamer"
+        ]
     # late: settings are read where no environment is
-    from reverie.envs.distractors.presets import require_defined
+    from reverie.envs.distractors.presets import require_defined, uses_clips
     from reverie.envs.specs import EnvError
 
     try:
-        require_defined(cfg.env.distractor, cfg.task)
+        require_defined(name, cfg.task)
     except EnvError as error:
         return [f"env.distractor: {error}"]
-    return []
+    if uses_clips(name):
+        return []
+    return _without_use(cfg, CLIP_SETTINGS[:1], f"{name} shows no clips: take a preset that does")
+
+
+def _without_use(cfg: RunConfig, names: tuple[str, ...], why: str) -> list[str]:
+    """Settings that are not at their defaults although nothing would read them."""
+    default = RunConfig().env
+    return [
+        f"env.{name}: found {getattr(cfg.env, name)!r}, but {why}, or leave it out"
+        for name in names
+        if getattr(cfg.env, name) != getattr(default, name)
+    ]
 
 
 def _machine(cfg: RunConfig) -> list[str]:

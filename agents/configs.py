@@ -95,13 +95,13 @@ class TrainConfig:
     one at the end, in TensorBoard and in the folder inspection; 0: none. Changes no result."""
     inspect_probe: int = 0
     """Updates of the probe decoder at every look, which draws what it reads from detached
-    features; 0: no probe decoder."""
+    features; 0, or a model with a decoder of its own: no probe decoder."""
     monitor: Literal["warn", "stop", "off"] = "warn"
     """What a collapsed representation does: a note, the tag health/alarms and an entry in
     status.json; the end of the run as well; or nothing. It is looked at in any case."""
     monitor_every: int = 500
     """Updates between two looks at the representation, and one at the end of the run; 0: only
-    that."""
+    that, which raises no alarm, as two looks must agree."""
     monitor_from: int = 500
     """Updates before which no look is judged, because nothing is learned yet."""
     max_nonfinite: int = 20

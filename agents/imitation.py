@@ -59,8 +59,8 @@ class ImitationTrainer(RunLoop):
                 return self._preempted(self.stop.code)
             self._monitor_if_due(over=self._over)
             self._stop_if_collapsed()
+            self._inspect_if_due()  # before the save of the evaluation, which counts it as done
             self._evaluate_if_due()
-            self._inspect_if_due()
             if self.save_due.due(self.updates):
                 self._save()
             if self.stop:

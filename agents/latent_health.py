@@ -19,8 +19,9 @@ from reverie.world_models.losses import masked_l1
 from reverie.world_models.monitor import ema_distance, spread
 from reverie.world_models.ops import feature_std
 
-MOST = 1024
-"""Windows looked at; fewer make ranks and covariances noisy."""
+MOST, BATCHES = 1024, 8
+"""Windows looked at, at most, and in batches of an update: fewer make ranks and covariances noisy,
+more would be over a hundredth of the work of 500 updates."""
 
 Normalise = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -36,7 +37,8 @@ def latent_health(
     at the most frequent task only, whose token is then constant as well.
     gradient: none.
     """
-    index = torch.linspace(0, len(windows) - 1, min(MOST, len(windows))).round().long()
+    count = min(MOST, BATCHES * batch_size, len(windows))
+    index = torch.linspace(0, len(windows) - 1, count).round().long()
     sums: dict[str, Tensor] = {}
     kept: list[tuple[Tensor, ...]] = []
     for part in torch.split(index, batch_size):

@@ -9,6 +9,7 @@ from reverie.agents.configs import ConfigError, RunConfig
 from reverie.agents.registry import family
 from reverie.agents.resolve import resolve, run_directory
 from reverie.envs.registry import make_vec, require_known
+from reverie.envs.settings import EnvSettings
 from reverie.envs.specs import EnvSpec
 from reverie.envs.worker import require_main_guard
 
@@ -73,6 +74,23 @@ def launch(cfg: RunConfig, *, fresh: bool = False) -> int:
     return train(cfg, fresh=fresh)
 
 
+def _check_distraction(cfg: RunConfig) -> None:
+    """Open what distracts from a task that is not built: bad clips leave no run directory."""
+    env = cfg.env
+    if env.distractor == "none":
+        return
+    from reverie.envs.distractors.build import check
+
+    settings = EnvSettings(
+        cfg.task,
+        env.image_size,
+        distractor=env.distractor,
+        distractor_source=env.distractor_source,
+        distractor_mask=env.distractor_mask,
+    )
+    check(settings)
+
+
 def _spec(cfg: RunConfig) -> EnvSpec | None:
     """Sizes of the task; building it once also finds what it lacks before a run directory exists.
 
@@ -84,6 +102,7 @@ def _spec(cfg: RunConfig) -> EnvSpec | None:
     uniform = cfg.task.partition("/")[0] in UNIFORM and cfg.env.observe == "auto"
     if uniform and kind != "spr":
         require_known(cfg.task)
+        _check_distraction(cfg)
         return None
     env = make_vec(
         cfg.task,

@@ -62,10 +62,32 @@ def resolve(
     cfg = RunConfig()
     for tree in [*_base_presets(own, problems), own]:
         cfg = overlay(cfg, tree, problems)
+    cfg = _with_absolute_clips(_without_aliases(cfg))
     problems += find_problems(cfg)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return cfg
+
+
+def _without_aliases(cfg: RunConfig) -> RunConfig:
+    """Settings with one name for what distracts: it says where a run lies and how it is listed."""
+    if cfg.env.distractor == "none":
+        return cfg
+    # late: settings are read where no environment is
+    from reverie.envs.distractors.presets import canonical
+
+    env = dataclasses.replace(cfg.env, distractor=canonical(cfg.env.distractor))
+    return dataclasses.replace(cfg, env=env)
+
+
+def _with_absolute_clips(cfg: RunConfig) -> RunConfig:
+    """Settings whose folder of clips is the same one in any working directory."""
+    if cfg.env.distractor_source == RunConfig().env.distractor_source:
+        return cfg
+    from reverie.envs.distractors.sources import absolute
+
+    env = dataclasses.replace(cfg.env, distractor_source=absolute(cfg.env.distractor_source))
+    return dataclasses.replace(cfg, env=env)
 
 
 def _base_presets(own: Tree, problems: list[str]) -> list[Tree]:
@@ -122,7 +144,7 @@ def load(path: Path) -> RunConfig:
         ConfigError: unreadable file, or unknown or impossible settings.
     """
     problems: list[str] = []
-    cfg = overlay(RunConfig(), _read_config(str(path), problems), problems)
+    cfg = _without_aliases(overlay(RunConfig(), _read_config(str(path), problems), problems))
     problems += find_problems(cfg)
     if problems:
         raise ConfigError(problems)
@@ -166,7 +188,8 @@ def with_overrides(cfg: RunConfig, tree: Mapping[str, Any]) -> RunConfig:
         ConfigError: lists every problem found.
     """
     problems: list[str] = []
-    changed = overlay(dataclasses.replace(cfg), tree, problems)
+    changed = _without_aliases(overlay(dataclasses.replace(cfg), tree, problems))
+    changed = _with_absolute_clips(changed)
     problems += find_problems(changed)
     if problems:
         raise ConfigError(problems)

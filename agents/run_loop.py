@@ -149,10 +149,10 @@ class RunLoop:
         judge = cfg.monitor != "off" and self.updates >= cfg.monitor_from
         for sentence in self.monitor.look(self.updates, found, judge=judge):
             self.progress.note(f"update {self.updates:,}: {sentence}")
-        if judge:
-            alarms = len(self.monitor.alarms)
-            found["health/alarms"] = alarms
-            self.progress.update(self.steps, self.updates, {"alarms": alarms})
+        alarms = self.monitor.known()
+        if alarms is not None:
+            found["health/alarms"] = len(alarms)
+            self.progress.update(self.steps, self.updates, {"alarms": len(alarms)})
         self.logger.scalars(self.steps, found)
 
     def _stop_if_collapsed(self) -> None:

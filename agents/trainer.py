@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from reverie.agents.clips_record import record_clips
+from reverie.agents.clips_record import check_clips, record_clips
 from reverie.agents.collector import Collector
 from reverie.agents.configs import RunConfig
 from reverie.agents.devices import memory_advice, resolve_device
@@ -27,7 +27,8 @@ from reverie.envs.specs import VecEnv
 
 MAY_DIFFER = (
     *("run", "env.step_timeout", "train.checkpoint_minutes", "train.checkpoint_keep"),
-    *("demos.path", "demos.verify", "train.monitor"),
+    *("demos.path", "demos.verify"),
+    *("train.monitor", "train.monitor_every", "train.monitor_from"),
     *("train.inspect_every", "train.inspect_probe", "env.distractor_source"),
 )
 """Settings that a resumed run may change: none of them touches what is learned. The clips of a
@@ -37,22 +38,31 @@ source are compared by their contents."""
 View = Literal["test", "train", "clean"]
 """What an evaluation of a distracted task sees: clips never trained on, those of training, none."""
 
-OTHER_VIEWS: tuple[View, ...] = ("train", "clean")
-"""Scored at the end as well."""
+
+def other_views(cfg: RunConfig) -> tuple[View, ...]:
+    """Views that are scored at the end besides "test": those that differ from it."""
+    name = cfg.env.distractor
+    if name == "none":
+        return ()
+    # late: a task that nothing distracts from needs no preset
+    from reverie.envs.distractors.presets import has_splits
+
+    return ("train", "clean") if has_splits(name) else ("clean",)
 
 
 def train(cfg: RunConfig, *, fresh: bool = False) -> int:
     """Train one run, or continue it; returns the exit code.
 
     0: done; 130 or 143: a signal came, the run was saved, and the same call continues it. Errors
-    are recorded in status.json and raised. `fresh` refuses a directory that holds a run.
+    are recorded in status.json and raised; a refused continuation leaves the run as it stands.
+    `fresh` refuses a directory that holds a run.
     """
     torch.set_num_threads(cfg.train.threads)
     loop = loop_of(cfg)
-    path = run_directory(cfg)
+    path, check = run_directory(cfg), functools.partial(check_clips, cfg=cfg)
     with (
         StopRequest() as stop,
-        RunDir(path, config=dump(cfg), may_differ=MAY_DIFFER, fresh=fresh) as run,
+        RunDir(path, config=dump(cfg), may_differ=MAY_DIFFER, fresh=fresh, check=check) as run,
     ):
         try:
             with loop(cfg, run, stop) as trainer, memory_advice(cfg):
@@ -159,8 +169,8 @@ class Trainer(RunLoop):
                 self._monitor_if_due(over=True)  # before the save that a repeated command loads
             if self.collector.restorable:
                 self._stop_if_collapsed()
+            self._inspect_if_due()  # before the save of the evaluation, which counts it as done
             self._evaluate_if_due()
-            self._inspect_if_due()
             if self.collector.restorable and self.save_due.due(self.steps):
                 self._save()
             if self._finished():
@@ -229,6 +239,7 @@ class Trainer(RunLoop):
             return
         episodes = final_episodes(self.cfg) if over else cfg.eval_episodes
         if over:
+            self._check_clips()
             self.progress.note(f"budget spent; the final score takes {episodes} episodes")
         try:
             result = self._score(episodes)
@@ -244,9 +255,17 @@ class Trainer(RunLoop):
         self._record(result, others)
         self._save(score=result["mean"])
 
+    def _check_clips(self) -> None:
+        """The final score is one in front of the clips of training, or there is none yet."""
+        try:
+            check_clips(self.run_dir.path, self.cfg)
+        except Exception:
+            self._save()
+            raise
+
     def _other_views(self, over: bool) -> tuple[View, ...]:
         """Views scored besides the test clips: at the end, of a task that is distracted."""
-        return OTHER_VIEWS if over and self.cfg.env.distractor != "none" else ()
+        return other_views(self.cfg) if over else ()
 
     def _score(self, episodes: int, view: View = "test") -> dict[str, Any]:
         env = self._evaluation_env(episodes, view)

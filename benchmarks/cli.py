@@ -21,6 +21,7 @@ COMMANDS = {
     "demos import": ("demo_convert import", "take in a LeRobotDataset or a Minari dataset"),
     "distractors list": ("distractor_preview list", "list the presets of --distractor"),
     "distractors preview": ("distractor_preview preview", "draw distracted tasks on a sheet"),
+    "distractors cost": ("distractor_cost", "time steps with and without what distracts"),
     "doctor": ("doctor", "check rendering, ROMs, device and versions, with the fix for each"),
     "bench run": ("grid.command run", "run agents x tasks x seeds of a suite; resumes"),
     "bench cell": ("grid.command cell", "run one cell of a grid, as in a SLURM array"),
@@ -44,6 +45,9 @@ EXAMPLES = """examples:
   reverie train mudreamer --help        every setting, its meaning and its preset value
   reverie bench run smoke --jobs 2
   reverie eval runs/dmc/walker_walk/mudreamer-S/0 --episodes 10 --controls
+  reverie inspect runs/dmc/walker_walk/mudreamer-S/0 --tag best
+  reverie play runs/dmc/walker_walk/mudreamer-S/0 --out walk.gif
+  reverie export runs/dmc/walker_walk/mudreamer-S/0 --out walk.pt2
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from reverie.agents.clips_record import check_clips
 from reverie.agents.configs import ConfigError, RunConfig
 from reverie.agents.demos.evaluation import evaluate_tasks, task_spec
 from reverie.agents.devices import memory_advice, resolve_device
@@ -23,7 +25,8 @@ from reverie.agents.resolve import load as load_config
 from reverie.agents.resolve import with_overrides
 from reverie.agents.runs.checkpoint import CheckpointError, best, checkpoints, load, load_latest
 from reverie.agents.runs.files import write_atomic
-from reverie.agents.trainer import OTHER_VIEWS, View, build_env
+from reverie.agents.trainer import View, build_env, other_views
+from reverie.benchmarks.scene import OWN, Scene, place
 
 LABELS = {
     "none": "agent",
@@ -43,8 +46,10 @@ Results = dict[str, dict[str, Any]]
 class TrainedRun:
     """Settings and weights of one checkpoint."""
 
+    path: Path
+    """Its directory."""
     cfg: RunConfig
-    """Resolved settings of the run."""
+    """Resolved settings of the run; what distracts may be another since."""
     step: int
     """Agent steps (ACT-JEPA family: updates) at the checkpoint."""
     state: dict[str, Any]
@@ -53,6 +58,8 @@ class TrainedRun:
     """The replay's; none where the agent learns from demonstrations."""
     notes: list[str]
     """Checkpoints that had to be passed over."""
+    trained_on: str = ""
+    """What distracted in training, as terms of a protocol, where `cfg` has something else."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -67,6 +74,7 @@ def show(
     checkpoint: Literal["latest", "best"] = "latest",
     device: str = "auto",
     first_episode: int = 0,
+    scene: tyro.conf.OmitArgPrefixes[Scene] = OWN,
 ) -> int:
     """Score a run's agent on full episodes and write the result into the run directory.
 
@@ -79,12 +87,15 @@ def show(
         checkpoint: the newest one, or the one with the best evaluation during training.
         device: auto, cpu, cuda or cuda:N.
         first_episode: number of the first episode of every slot; others have other seeds.
+        scene: what distracts.
     """
     console = Console()
     if (episodes is not None and episodes < 1) or first_episode < 0:
         found = f"found {episodes} and {first_episode}"
         raise ConfigError([f"expected --episodes >= 1 and --first-episode >= 0, {found}"])
     trained = load_run(run, checkpoint=checkpoint)
+    cfg, trained_on = place(run, trained.cfg, scene)
+    trained = dataclasses.replace(trained, cfg=cfg, trained_on=trained_on)
     episodes = episodes or final_episodes(trained.cfg) or 10
     for note in trained.notes:
         console.print(f"note: {note}")
@@ -117,12 +128,12 @@ def load_run(run: Path, *, checkpoint: Literal["latest", "best"] = "latest") -> 
             raise ConfigError([f"run: {run} was never evaluated; use its latest checkpoint"])
         found = load(path)
         state = found.state
-        return TrainedRun(cfg, found.step, state["agent"], state.get("replay"), [])
+        return TrainedRun(run, cfg, found.step, state["agent"], state.get("replay"), [])
     latest = load_latest(run)
     if latest is None:
         raise CheckpointError(f"{run} lost its checkpoints while they were read; try again")
     step, state, notes = latest
-    return TrainedRun(cfg, step, state["agent"], state.get("replay"), notes)
+    return TrainedRun(run, cfg, step, state["agent"], state.get("replay"), notes)
 
 
 def score_run(
@@ -136,7 +147,11 @@ def score_run(
     """Result of each way to play, all on the same start states and in the same environments.
 
     ACT-JEPA family: that of `evaluate_tasks`, over all tasks of the run. Of a distracted task
-    also that of the agent in front of the clips of training ("train") and without any ("clean").
+    also that of the agent in front of the clips of training ("train"), if they are others, and
+    without any ("clean"); not where it was trained on something else.
+
+    Raises:
+        RunDirError: the clips are no longer those that the run began with.
     """
     # both switches are about updates, and may need a device that this machine lacks
     plain = {"compile": "off", "precision": "fp32"}
@@ -145,18 +160,22 @@ def score_run(
     torch.set_num_threads(cfg.train.threads)
     if family(cfg.agent) == "act_jepa":
         return _score_tasks(cfg, trained, ways, episodes=episodes, first_episode=first_episode)
+    views: tuple[View, ...] = ("test",)
+    if not trained.trained_on:
+        check_clips(trained.path, cfg)
+        views += other_views(cfg)
     with memory_advice(cfg):
         results: Results = {}
-        views: tuple[View, ...] = ("test",)
-        if cfg.env.distractor != "none":
-            views += OTHER_VIEWS
         for view in views:
             plays = ways if view == "test" else ("none",)
             found = _score_view(
                 cfg, trained, view, plays, episodes=episodes, first_episode=first_episode
             )
             results |= found if view == "test" else {view: found["none"]}
-        return results
+    if trained.trained_on:
+        for result in results.values():
+            result["protocol"] = f"{result['protocol']},{trained.trained_on}"
+    return results
 
 
 def _score_view(
@@ -209,13 +228,21 @@ def _score_tasks(
 
 
 def save_results(run: Path, trained: TrainedRun, results: Results) -> Path:
-    """Write all results beside the run's other files; an earlier evaluation is never replaced."""
+    """Write all results beside the run's other files; an earlier evaluation is never replaced.
+
+    The name of a score in front of something else than in training ends with that.
+    """
     name = f"evaluation-{trained.step:09d}"
+    if trained.trained_on:
+        name += f"+{trained.cfg.env.distractor}"
     path, count = run / f"{name}.json", 1
     while path.exists():
         count += 1
         path = run / f"{name}-{count}.json"
-    record = {"step": trained.step, "seed": trained.cfg.seed, "results": results}
+    record: dict[str, Any] = {"step": trained.step, "seed": trained.cfg.seed}
+    if trained.trained_on:
+        record |= {"distractor": trained.cfg.env.distractor, "trained_on": trained.trained_on}
+    record["results"] = results
     write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
     return path
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -33,7 +33,7 @@ def main(args: Sequence[str]) -> int:
 
 def show(
     run: tyro.conf.Positional[Path],
-    checkpoint: Literal["latest", "best"] = "latest",
+    checkpoint: Annotated[Literal["latest", "best"], tyro.conf.arg(aliases=["--tag"])] = "latest",
     out: Path | None = None,
     steps: int = 1000,
     device: str = "cpu",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -22,9 +22,10 @@ from reverie.agents.inspection.stored import stored_replay
 from reverie.agents.registry import build_agent, build_imitator, family
 from reverie.agents.resolve import with_overrides
 from reverie.agents.runs.logger import Logger
+from reverie.agents.runs.summary import layout
 from reverie.benchmarks.evaluation import TrainedRun, load_run
 
-Tag = Literal["latest", "best"]
+Tag = Annotated[Literal["latest", "best"], tyro.conf.arg(aliases=["--checkpoint"])]
 
 
 def main(args: Sequence[str]) -> int:
@@ -54,7 +55,8 @@ def show(
         windows: moments that errors are averaged over.
         shown: moments that are drawn.
         library: stored frames that neighbours are searched in, about.
-        probe: updates of a decoder that draws what can be read from the features; 0: none.
+        probe: updates of a decoder that draws what can be read from the features; 0, or where
+            the model has a decoder of its own (dreamerv3), whose pictures are shown: none.
         device: auto, cpu, cuda or cuda:N.
         tensorboard: also write an event file into the folder, for tensorboard --logdir.
     """
@@ -84,9 +86,7 @@ def show(
     folder = out or run / FOLDER / f"{step:010d}-{tag}"
     paths = write_panels(folder, panels)
     if tensorboard:
-        logger = Logger(folder)
-        log_panels(logger, step, panels)
-        logger.close()
+        record(folder, cfg, step, panels)
     console.print(table(panels, title=f"{cfg.agent}-{cfg.size} on {cfg.task} at {step:,}"))
     for path in paths:
         console.print(f"written: {path}", soft_wrap=True)
@@ -116,6 +116,14 @@ def panels_of(
     assert trained.replay is not None, "only imitators learn without a replay"
     with stored_replay(run, trained.replay, spec, cfg, device=device) as (replay, notes):
         return inspect_agent(agent, replay, cfg, step=step, look=look), notes
+
+
+def record(folder: Path, cfg: RunConfig, step: int, panels: Sequence[Panel]) -> None:
+    """Write panels into an event file, laid out as that of a run that looks into itself."""
+    watched = with_overrides(cfg, {"train": {"inspect_every": 1}})
+    logger = Logger(folder, layout=layout(watched))
+    log_panels(logger, step, panels)
+    logger.close()
 
 
 def table(panels: Sequence[Panel], *, title: str) -> Table:

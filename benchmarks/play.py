@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -47,7 +47,7 @@ def main(args: Sequence[str]) -> int:
 
 def show(
     run: tyro.conf.Positional[Path],
-    checkpoint: Literal["latest", "best"] = "latest",
+    checkpoint: Annotated[Literal["latest", "best"], tyro.conf.arg(aliases=["--tag"])] = "latest",
     task: str | None = None,
     seed: int | None = None,
     episode: int = 0,

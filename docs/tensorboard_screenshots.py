@@ -64,7 +64,7 @@ if (field) field.value = 'PATTERN';
 return Boolean(field);
 """
 LOADED = """
-return pictures.length === COUNT && pictures.every((e) => e.complete && e.naturalWidth > 0);
+return pictures.length >= COUNT && pictures.every((e) => e.complete && e.naturalWidth > 0);
 """
 REPLAYED = "for (const e of pictures) { const from = e.src; e.src = ''; e.src = from; }"
 NAMED_CURVES = """
@@ -202,9 +202,9 @@ def rollouts(browser: Browser, address: str) -> Image.Image:
     browser.wait(ACTUAL_SIZE, "the image page")
     browser.wait(FILTERED.replace("PATTERN", "(error|_0)$"), "the filter of tags")
     browser.wait("return keep('Tags matching');", "what the filter has found")
-    browser.wait(LOADED.replace("COUNT", "2"), "two pictures")
+    browser.wait(LOADED.replace("COUNT", "2"), "two pictures or more")
     browser.run(REPLAYED)
-    browser.wait(LOADED.replace("COUNT", "2"), "two pictures")
+    browser.wait(LOADED.replace("COUNT", "2"), "two pictures or more")
     time.sleep(MOMENT)
     return browser.shot(height=browser.run("return foot('tf-image-loader')") + MARGIN)
 

@@ -308,9 +308,13 @@ def _distraction(settings: EnvSettings) -> dict[str, Any]:
     """Return what `DmControl` is told of a distractor; {}: nothing distracts."""
     if settings.distractor == "none":
         return {}
-    from reverie.envs.distractors.build import distraction, mark
+    from reverie.envs.distractors.build import clips, distraction, mark
 
-    return {"distraction": distraction(settings), "protocol_suffix": f",{mark(settings)}"}
+    source = clips(settings)
+    return {
+        "distraction": distraction(settings, source),
+        "protocol_suffix": f",{mark(settings, source)}",
+    }
 
 
 def _plain(suite: str, name: str, settings: EnvSettings, user: UserCtor | None) -> Env:
@@ -327,10 +331,11 @@ def _plain(suite: str, name: str, settings: EnvSettings, user: UserCtor | None) 
         }
         vectors: dict[str, Any] = {"chain": Chain, "ones": Ones}
         if settings.distractor != "none":
-            from reverie.envs.distractors.build import backdrop, mark
+            from reverie.envs.distractors.build import backdrop, clips, mark
 
-            film, home = backdrop(settings), name == "home"
-            return Dot(image_size=size, home=home, backdrop=film, protocol=mark(settings))
+            source, home = clips(settings), name == "home"
+            film, told = backdrop(settings, source), mark(settings, source)
+            return Dot(image_size=size, home=home, backdrop=film, protocol=told)
         toy: Env = pixels[name](image_size=size) if name in pixels else vectors[name]()
         return toy
     from reverie.envs.gym_import import GymEnv

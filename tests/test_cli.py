@@ -26,6 +26,7 @@ def test_help_lists_every_command(capsys: Capture) -> None:
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in cli.COMMANDS)
+    assert all(f"  reverie {name} runs/" in shown for name in ("eval", "inspect", "play", "export"))
     assert cli.main([]) == 2
 
 
@@ -206,6 +207,22 @@ def results(agent: float, random: float, zero: float, blank: float) -> dict[str,
 )
 def test_the_demo_counts_only_a_clear_lead(scores: tuple[float, ...], learned: bool) -> None:
     assert demo.judge(results(*scores))[0] is learned
+
+
+@pytest.mark.parametrize("flag", ["--tag", "--checkpoint"])
+@pytest.mark.parametrize("command", ["inspect", "play", "export"])
+def test_checkpoints_are_chosen_by_one_flag_with_two_names(
+    command: str, flag: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def load_run(run: Path, *, checkpoint: str) -> Any:
+        raise resolve.ConfigError([f"asked for {checkpoint}"])
+
+    module = f"reverie.benchmarks.{cli.COMMANDS[command][0]}"
+    monkeypatch.setattr(f"{module}.load_run", load_run)
+    assert cli.main([command, "runs/x", flag, "best"]) == 2
+    assert "asked for best" in capsys.readouterr().err
+    assert cli.main([command, "runs/x"]) == 2
+    assert "asked for latest" in capsys.readouterr().err
 
 
 def test_doctor_reports_versions_and_fixes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -334,6 +334,27 @@ def test_ridge_predict() -> None:
 Equation = Callable[[Tensor], Tensor]
 
 
+@pytest.mark.parametrize("equation", [collapse.top_eigenvalue_share, ops.effective_rank])
+@pytest.mark.parametrize("shape", [(40, 6), (6, 40)], ids=["tall", "wide"])
+def test_decompositions_of_what_is_not_finite_are_not_a_number(
+    equation: Equation, shape: tuple[int, int]
+) -> None:
+    z = normal(*shape)
+    assert torch.isfinite(equation(z))
+    for wrong in (torch.nan, torch.inf, -torch.inf):
+        broken = z.clone()
+        broken[3, 2] = wrong
+        assert equation(broken).isnan(), wrong
+    z.requires_grad_()
+    (gradient,) = torch.autograd.grad(equation(z), z)
+    assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
+
+
+def test_a_covariance_that_overflows_has_no_share() -> None:
+    for shape in ((40, 6), (6, 40)):
+        assert collapse.top_eigenvalue_share(1e30 * normal(*shape)).isnan()
+
+
 @pytest.mark.parametrize(
     "equation",
     [

@@ -22,7 +22,7 @@ from small_spr import CFG, B, agent, filled_replay, transitions, with_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from reverie.agents import latent_health
+from reverie.agents import latent_health, trainer
 from reverie.agents.collapse_monitor import (
     ACT_JEPA,
     MUDREAMER,
@@ -35,11 +35,13 @@ from reverie.agents.collapse_monitor import (
 )
 from reverie.agents.configs import TrainConfig
 from reverie.agents.mudreamer import MuDreamer
+from reverie.agents.registry import build_agent
 from reverie.agents.replay.buffer import Replay, replay_schema
 from reverie.agents.resolve import resolve
 from reverie.agents.runs.jsonl import read_jsonl
 from reverie.agents.runs.rundir import read_status
 from reverie.agents.spr_config import AugmentConfig
+from reverie.agents.stopping import NonFiniteError
 from reverie.agents.trainer import train
 from reverie.envs.specs import EnvSpec
 from reverie.world_models.monitor import ema_distance, spread, thinned, variance_spread
@@ -76,6 +78,30 @@ def test_not_a_number_is_a_breach_and_what_is_not_judged_is_not_remembered() -> 
     assert monitor.look(9, {"health/x": 0.0, "other": 1.0}, judge=False) == []
     assert monitor.status() == {"update": 9, "alarms": None, "health/x": 0.0}
     assert judged(monitor, 0.0) == [[]], "the streak began anew"
+
+
+def test_nothing_is_known_of_alarms_before_two_looks_were_judged() -> None:
+    monitor = CollapseMonitor(ONE)
+    assert monitor.status()["alarms"] is None
+    judged(monitor, 0.5)
+    assert monitor.known() is None, "one look cannot alarm, so that none says nothing"
+    other = CollapseMonitor(ONE)
+    other.load_state_dict(monitor.state_dict())
+    judged(other, 2.0)
+    assert other.known() == []
+    other.look(5, {"health/x": 2.0}, judge=False)
+    assert other.known() is None
+
+
+@pytest.mark.parametrize(("judged_before", "alarms"), [(True, []), (False, None)])
+def test_states_without_a_count_of_judgements_are_read(
+    judged_before: bool, alarms: list[str] | None
+) -> None:
+    state = CollapseMonitor(ONE).state_dict()
+    del state["judgements"]
+    monitor = CollapseMonitor(ONE)
+    monitor.load_state_dict(state | {"judged": judged_before})
+    assert monitor.known() == alarms
 
 
 def test_a_monitor_continues_where_it_was_saved() -> None:
@@ -234,6 +260,37 @@ def test_without_the_action_loss_no_policy_is_trained() -> None:
     assert any(p.grad is not None and p.grad.any() for p in player.model.encoder.parameters())
 
 
+# overflown models
+
+
+def overflown(kind: str, folder: Path) -> tuple[Any, Any, tuple[int, int]]:
+    """An agent whose weights have left float32's range, its data and the shape of a batch."""
+    shape = (8, 6)
+    if kind == "mudreamer":
+        spec = EnvSpec("test/grid", 5, True, (16, 16, 1))
+        built: Any = MuDreamer(spec, collapse_worlds.MUDREAMER, seed=0, batch_shape=shape)
+        data: Any = Replay(replay_schema(spec), num_envs=1, capacity=1500)
+        collapse_worlds.fill(data, 16, seed=0, constant=False)
+    elif kind == "spr":
+        built, data = agent(CFG), filled_replay()
+    else:
+        data = small_imitator.walks(folder)
+        built = small_imitator.walker(data)
+    with torch.no_grad():
+        for parameter in built.model.parameters():
+            parameter.fill_(torch.inf)
+    return built, data, shape
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_an_examination_of_an_overflown_model_breaches_gates(kind: str, tmp_path: Path) -> None:
+    built, data, shape = overflown(kind, tmp_path)
+    found = built.examine(data, np.random.default_rng(0), shape)
+    wrong = [gate.name for gate in GATES[kind] if gate.breach(float(found[gate.name]))]
+    assert wrong, found
+    assert found["health/top_share"].isnan() and found["health/rank"].isnan()
+
+
 # what a look costs
 
 
@@ -259,8 +316,9 @@ def test_a_look_is_less_than_a_hundredth_of_the_work_between_two(tmp_path: Path)
     assert 0 < share_of_work(agent(CFG), filled_replay(), (B, 1)) < 0.01 * 32 / B
     windows = small_imitator.walks(tmp_path, episodes=48)
     assert len(windows) > latent_health.MOST
-    imitator = small_imitator.walker(windows)
-    assert 0 < share_of_work(imitator, windows, (128, 6)) < 0.01
+    shares = [share_of_work(small_imitator.walker(windows), windows, (n, 6)) for n in (128, 64)]
+    assert 0 < shares[0] < 0.01
+    assert shares[1] == pytest.approx(shares[0], rel=0.01), "half the updates' work, half the look"
 
 
 # in a run
@@ -284,7 +342,9 @@ def test_a_run_shows_its_alarms_everywhere(
     health = read_status(tmp_path)["health"]
     assert health["alarms"] and "health/information" in health
     rows = [r for r in read_jsonl(tmp_path / "metrics.jsonl") if "health/alarms" in r]
-    assert rows[0]["health/alarms"] == 0 and rows[-1]["health/alarms"] == len(health["alarms"])
+    assert rows[-1]["health/alarms"] == len(health["alarms"])
+    looks = [r for r in read_jsonl(tmp_path / "metrics.jsonl") if "health/information" in r]
+    assert "health/alarms" not in looks[0] and rows == looks[1:], "the first look knows of none"
     shown = capsys.readouterr().out
     assert "collapse? health/" in shown and "| alarms " in shown
     recorded = (tmp_path / "metrics.jsonl").read_text()
@@ -300,6 +360,8 @@ def test_looking_changes_nothing_that_is_learned(tmp_path: Path) -> None:
         states.append(final_state(run)["agent"])
         rows = [r for r in read_jsonl(run / "metrics.jsonl") if "health/information" in r]
         assert len(rows) == (final_state(run)["updates"] if every else 1)
+        known = read_status(run)["health"]["alarms"] is not None
+        assert known == ("health/alarms" in rows[-1]) == bool(every)
     assert_same(*states)
 
 
@@ -309,5 +371,21 @@ def test_a_run_ends_where_that_is_asked_for_and_goes_on_when_told(tmp_path: Path
             train(collapsing(tmp_path, monitor="stop"))
         assert final_state(tmp_path)["updates"] == 6
     assert read_status(tmp_path)["state"] == "failed"
-    assert train(collapsing(tmp_path, monitor="off")) == 0
+    assert train(collapsing(tmp_path, monitor="off", monitor_every=5, monitor_from=9)) == 0
     assert read_status(tmp_path)["health"]["alarms"] is None
+
+
+def test_a_run_whose_model_has_overflown_ends_by_the_guard_of_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(spec: EnvSpec, cfg: Any) -> Any:
+        built: Any = build_agent(spec, cfg)
+        next(built.model.encoder.parameters()).data.fill_(3e38)
+        return built
+
+    monkeypatch.setattr(trainer, "build_agent", build)
+    own = {"monitor_every": 1, "max_nonfinite": 6, "log_every": 1, "eval_episodes": 0}
+    with pytest.raises(NonFiniteError, match="6 updates in a row"):
+        train(collapsing(tmp_path, **own))
+    rows = [r for r in read_jsonl(tmp_path / "metrics.jsonl") if "health/alarms" in r]
+    assert rows[-1]["health/alarms"] > 0

@@ -15,11 +15,13 @@ from runs import Child, assert_same, final_state
 from reverie.agents.clips_record import CLIPS
 from reverie.agents.configs import ConfigError, RunConfig
 from reverie.agents.flags import config_from_args
-from reverie.agents.resolve import resolve, run_directory
+from reverie.agents.resolve import dump, load, resolve, run_directory, with_overrides
 from reverie.agents.runs.jsonl import read_jsonl
 from reverie.agents.runs.rundir import RunDirError, read_status
-from reverie.agents.trainer import build_env, train
+from reverie.agents.trainer import build_env, other_views, train
 from reverie.benchmarks import cli
+from reverie.benchmarks.report.places import Place
+from reverie.benchmarks.report.runs import Result, read
 
 
 def tree(run: Path, **env: Any) -> dict[str, Any]:
@@ -64,6 +66,79 @@ def test_the_flag_is_a_setting_and_a_part_of_the_task() -> None:
 def test_what_cannot_distract_is_refused_with_the_settings(task: str, name: str) -> None:
     with pytest.raises(ConfigError, match=r"env\.distractor: .*"):
         resolve({"task": task, "env": {"distractor": name}})
+
+
+def test_an_alias_is_the_same_run_under_one_name(tmp_path: Path) -> None:
+    words = ["mudreamer", "--task", "dmc/walker_run", "--distractor"]
+    alias, own = (config_from_args([*words, name]) for name in ("natural", "dreamerpro"))
+    assert alias == own and alias.env.distractor == "dreamerpro"
+    assert run_directory(alias) == Path("runs/dmc/walker_run+dreamerpro/mudreamer-S/0")
+    changed = with_overrides(alias, {"env": {"distractor": "natural"}})
+    assert changed.env.distractor == "dreamerpro"
+    file = tmp_path / "config.toml"
+    file.write_text(dump(own).replace('"dreamerpro"', '"natural"'))
+    assert "natural" in file.read_text() and load(file) == own
+
+
+def test_a_run_that_began_under_an_alias_is_read_and_continued(tmp_path: Path) -> None:
+    assert train(config(tmp_path, distractor="natural")) == 0
+    file = tmp_path / "config.toml"
+    text = file.read_text()
+    assert "dreamerpro" in text and "natural" not in text
+    file.write_text(text.replace('"dreamerpro"', '"natural"'))
+    assert train(config(tmp_path)) == 0
+    assert cli.main(["eval", str(tmp_path), "--episodes", "1"]) == 0
+    result, faults = read(Place(tmp_path, tmp_path.name))
+    assert isinstance(result, Result) and not faults
+    assert (result.task, result.group) == ("toy/dot+dreamerpro", "toy+dreamerpro")
+    with pytest.raises(RunDirError, match=r"env\.distractor: the run has 'dreamerpro', asked"):
+        train(config(tmp_path, distractor="tpc"))
+
+
+@pytest.mark.parametrize(
+    ("agent", "env", "message"),
+    [
+        ("act-jepa", {"distractor": "tpc"}, "act-jepa learns from demonstrations, .*leave it out"),
+        ("act", {"distractor": "tpc"}, "act learns from demonstrations"),
+        ("bc", {"distractor": "natural"}, "bc learns from demonstrations"),
+        ("mudreamer", {"distractor_source": "noise"}, "'noise', but nothing distracts: name a"),
+        ("mudreamer", {"distractor_mask": "exact"}, "'exact', but nothing distracts: name a"),
+        ("spr", {"distractor": "dcs-easy-camera", "distractor_source": "noise"}, "shows no clips"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(
+    agent: str, env: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"env\.distractor\w*: .*{message}"):
+        resolve({"agent": agent, "task": "dmc/cartpole_swingup", "env": env})
+
+
+@pytest.mark.parametrize(
+    ("name", "views"),
+    [
+        ("none", ()),
+        ("dreamerpro", ("train", "clean")),
+        ("dmcgb-video_easy", ("train", "clean")),
+        ("dcs-easy-background", ("train", "clean")),
+        ("repo", ("clean",)),
+        ("subtle", ("clean",)),
+        ("dcs-hard-dynamic-camera", ("clean",)),
+        ("dcs-easy-colour", ("clean",)),
+        ("dmcgb-color_hard", ("clean",)),
+    ],
+)
+def test_only_views_that_differ_are_scored(name: str, views: tuple[str, ...]) -> None:
+    own = {"task": "dmc/cartpole_swingup", "env": {"distractor": name}}
+    assert other_views(resolve(own)) == views
+
+
+def test_tested_on_the_clips_of_training_there_are_two_scores(tmp_path: Path) -> None:
+    assert train(config(tmp_path, distractor="repo")) == 0
+    score = read_status(tmp_path)["evaluation"]
+    assert "split=train" in score["protocol"] and set(score["others"]) == {"clean"}
+    assert cli.main(["eval", str(tmp_path), "--episodes", "1"]) == 0
+    (path,) = tmp_path.glob("evaluation-*.json")
+    assert list(json.loads(path.read_text())["results"]) == ["none", "clean"]
 
 
 def test_the_score_of_unseen_clips_comes_with_two_others(tmp_path: Path) -> None:
@@ -134,9 +209,19 @@ def test_a_run_records_its_clips_and_refuses_others(tmp_path: Path) -> None:
         train(elsewhere)
 
 
-def test_a_folder_without_clips_leaves_no_run(tmp_path: Path) -> None:
-    empty = tmp_path / "videos"
-    empty.mkdir()
-    words = ["train", "mudreamer", "--task", "toy/dot", "--config", "debug"]
-    words += ["--distractor", "dreamerpro", "--env.distractor-source", str(empty)]
-    assert cli.main([*words, "--run", str(tmp_path / "run")]) == 1
+@pytest.mark.parametrize("task", ["toy/dot", "dmc/walker_run"])
+@pytest.mark.parametrize("wrong", ["clips", "mask"])
+def test_what_cannot_be_shown_leaves_no_run(
+    tmp_path: Path, task: str, wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "videos").mkdir()
+    if wrong == "clips":
+        own = ["dreamerpro", "--env.distractor-source", str(tmp_path / "videos")]
+    else:
+        own = ["dreamerpro" if task == "toy/dot" else "dcs-easy", "--env.distractor-mask", "blue"]
+    run = tmp_path / "run"
+    words = ["train", "mudreamer", "--task", task, "--config", "debug", "--run", str(run)]
+    assert cli.main([*words, "--distractor", *own]) == 1
+    found = "found none. Put" if wrong == "clips" else "mask"
+    assert found in capsys.readouterr().err
+    assert not run.exists()

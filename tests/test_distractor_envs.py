@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from test_envs_contract import random_actions
 
+from reverie.envs.distractors import build as build_module
 from reverie.envs.distractors import natural
-from reverie.envs.distractors.build import distraction, mark
+from reverie.envs.distractors.build import clips, distraction, mark
 from reverie.envs.distractors.masks import segmentation_mask, surfaces
-from reverie.envs.distractors.sources import make_source
+from reverie.envs.distractors.sources import ClipSource, make_source
 from reverie.envs.dmc import DmControl
 from reverie.envs.process_vec import ProcessVec
 from reverie.envs.registry import make_vec
@@ -28,7 +29,7 @@ TASK = "cartpole_swingup"
 def build(task: str, own: dict[str, Any]) -> DmControl:
     """Build a quick task that shows pictures and its state."""
     settings = EnvSettings(f"dmc/{task}", image_size=SIZE, observe="both", **own)
-    found = None if settings.distractor == "none" else distraction(settings)
+    found = None if settings.distractor == "none" else distraction(settings, clips(settings))
     return DmControl(task, image_size=SIZE, render="quick", observe="both", distraction=found)
 
 
@@ -96,12 +97,13 @@ def simulator_steps(env: DmControl) -> int:
 
 @pytest.mark.dmc
 def test_the_simulators_clock_counts_the_steps_that_were_made() -> None:
+    own = EnvSettings(f"dmc/{TASK}", SIZE, distractor="mudreamer")
     env = DmControl(
         TASK,
         image_size=SIZE,
         action_repeat=3,
         render="quick",
-        distraction=distraction(EnvSettings(f"dmc/{TASK}", SIZE, distractor="mudreamer")),
+        distraction=distraction(own, clips(own)),
     )
     assert isinstance(env._distraction, natural.Natural)
     env.reset(0)
@@ -120,7 +122,7 @@ def test_the_simulators_clock_counts_the_steps_that_were_made() -> None:
 def test_segmentation_keeps_bodies_in_the_reference_picture_too(task: str) -> None:
     own = EnvSettings(f"dmc/{task}", SIZE, distractor="dreamerpro", distractor_mask="exact")
     plain = DmControl(task, image_size=SIZE)
-    distracted = DmControl(task, image_size=SIZE, distraction=distraction(own))
+    distracted = DmControl(task, image_size=SIZE, distraction=distraction(own, clips(own)))
     scene, seen = (env.reset(1)["image"] for env in (plain, distracted))
     segmented = plain._camera.render(segmentation=True)
     background = surfaces(plain._env.physics.model, floor=True)
@@ -179,11 +181,24 @@ def test_a_replayed_episode_goes_on_with_the_same_pictures(name: str) -> None:
     resumed.close()
 
 
+def test_every_environment_opens_its_clips_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def counted(text: str, *, size: int) -> ClipSource:
+        opened.append(text)
+        return make_source(text, size=size)
+
+    monkeypatch.setattr(build_module, "make_source", counted)
+    make_vec("toy/dot", 2, seed=0, image_size=SIZE, distractor="tpc").close()
+    assert len(opened) == 1 + 2, "one look before any environment is built"
+
+
 # what results are reported with
 
 
 def marked(**own: Any) -> str:
-    return mark(EnvSettings("dmc/walker_run", **own))
+    settings = EnvSettings("dmc/walker_run", **own)
+    return mark(settings, clips(settings))
 
 
 def test_results_say_what_distracted_and_which_clips_were_really_shown() -> None:

@@ -14,7 +14,14 @@ from reverie.envs.distractors import natural
 from reverie.envs.distractors.masks import blue_mask
 from reverie.envs.distractors.natural import FLOOR_SHOWN, NaturalPreset
 from reverie.envs.distractors.player import ClipPlayer, Showing
-from reverie.envs.distractors.presets import PRESETS, clip_size, names, preset, uses_clips
+from reverie.envs.distractors.presets import (
+    PRESETS,
+    clip_size,
+    has_splits,
+    names,
+    preset,
+    uses_clips,
+)
 from reverie.envs.distractors.sources import make_source
 from reverie.envs.registry import make_env, make_vec
 from reverie.envs.specs import Array, EnvError
@@ -310,6 +317,8 @@ def test_every_preset_says_what_it_is() -> None:
     assert {"tpc", "dcs-easy", "dcs-hard-dynamic-background", "dmcgb-video_easy"} < shown
     assert not {"subtle", "dcs-easy-camera", "dmcgb-color_hard"} & shown
     assert isinstance(preset("tpc"), NaturalPreset)
+    assert shown - {name for name in PRESETS if has_splits(name)} == {"repo"}
+    assert {name for name in names() if has_splits(name)} - {"natural"} < shown
 
 
 @pytest.mark.dmc

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from point_world import point_tree, write_points
+from runs import ROOT
 from small_imitator import CFG as CHUNKS
 from small_imitator import agent as small_imitator
 from small_imitator import statistics, with_model
@@ -274,6 +277,48 @@ def test_an_exported_run_acts_in_a_process_without_this_package(
     assert done.returncode == 0, done.stderr
     worst, count = json.loads(done.stdout)
     assert worst < 1e-6 and count == len(rows) > 5
+
+
+class OneSlot:
+    """The environment of evaluations by Gymnasium's names."""
+
+    def __init__(self, env: VecEnv) -> None:
+        self.env = env
+        self.actions: list[Any] = []
+
+    def reset(self, *, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {key: value[0] for key, value in self.env.reset().obs.items()}, {"seed": seed}
+
+    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        self.actions.append(action)
+        spec = self.env.spec
+        one_hot = np.eye(spec.action_size, dtype=np.float32)
+        row = self.env.step(one_hot[[action]] if spec.discrete else action[None])
+        obs = {key: value[0] for key, value in row.obs.items()}
+        return obs, float(row.reward[0]), bool(row.is_terminal[0]), bool(row.is_last[0]), {}
+
+
+@pytest.mark.parametrize("name", ["mudreamer", pytest.param("spr", marks=pytest.mark.slow)])
+def test_the_example_of_the_manual_plays_an_episode(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished(tmp_path, name)
+    manual = (ROOT / "docs" / "play_and_export.md").read_text()
+    assert "`reverie export RUN --out policy.pt2`" in manual
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["export", str(run), "--out", "policy.pt2"]) == 0
+    (example_of_use,) = re.findall(r"```python\n(.*?)```", manual, re.DOTALL)
+    Path("example.py").write_text(example_of_use)
+    env = build_env(load_run(run).cfg, "eval", 1)
+    slot = OneSlot(env)
+    played = runpy.run_path("example.py", init_globals={"env": slot})
+    env.close()
+    checked = played["about"]["checked"]
+    assert played["score"] == pytest.approx(checked["score"], abs=1e-5)
+    assert len(slot.actions) == checked["episode_steps"] > 5
+    last = played["action"][0].numpy()
+    assert np.array_equal(slot.actions[-1], last.argmax() if env.spec.discrete else last)
+    assert last.any()
 
 
 def test_the_description_says_what_goes_in_and_comes_out() -> None:

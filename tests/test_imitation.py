@@ -257,12 +257,11 @@ def test_a_breach_is_noted_where_latents_are_predicted(
     assert train(cfg) == 0
     health, rows = read_status(tmp_path)["health"], metrics(tmp_path)
     counted = [(r["step"], r["health/alarms"]) for r in rows if "health/alarms" in r]
-    assert [step for step, _ in counted] == [16, 24]
+    assert [step for step, _ in counted] == [24], "the look at 16 is the first that is judged"
     if agent == "act":
         assert health["alarms"] == [] and {number for _, number in counted} == {0}
         assert not any("health/loss_ratio" in row for row in rows)
     else:  # hardly trained, so predictions are no better than the mean; two looks must say so
-        assert counted[0][1] == 0
         assert health["update"] == 24 and counted[-1][1] == len(health["alarms"]) > 0
         shown = capsys.readouterr().out
         assert "update 24: collapse? health/loss_ratio" in shown and "| alarms " in shown

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from known_world import POLICY, SIDE, Torus, TorusLens, picture, walk
+from known_world import POLICY, SIDE, Place, Torus, TorusLens, picture, walk
+from torch import Tensor
 
 from reverie.agents.inspection.contexts import draw_contexts, draw_windows, outside, unbroken
 from reverie.agents.inspection.dreams import dream_panels, numbers
@@ -143,6 +144,20 @@ def test_misaligned_and_ignored_actions_show() -> None:
     assert blind.shuffled is not None
     assert torch.equal(blind.recorded, blind.shuffled), "ignored: the control is no worse"
     assert torch.equal(blind.recorded, blind.held)
+
+
+class Drunk(Torus):
+    """Strays at random; its dreams are samples."""
+
+    def rollout(self, start: Place, actions: Tensor) -> Place:
+        return super().rollout(start, actions + torch.randint(-1, 2, actions.shape))
+
+
+def test_errors_are_those_of_the_dream_that_is_pictured() -> None:
+    scene = scene_of(Drunk())
+    assert scene.errors.recorded[:, 3:].mean() > 0.1
+    pictured = scene.library.distance(scene.recorded.code[:, 1:], scene.real.code[:, 5:])
+    assert torch.equal(pictured, scene.errors.recorded)
 
 
 def test_a_model_without_actions_has_no_shuffled_control() -> None:

@@ -165,6 +165,17 @@ def test_the_probe_decoder_trains_beside_the_model_and_shows_its_error(tmp_path:
     assert {k: found[3][k] for k in found[0]} == found[0], "nothing else depends on it"
 
 
+def test_no_probe_is_trained_where_the_model_draws_its_own_pictures() -> None:
+    case = windows_case(decoder="grad")
+    shown = []
+    for probe in (0, 3):
+        look = replace(LOOK, probe=probe)
+        panels = inspect_agent(case.agent, case.source, case.cfg, step=1, look=look)
+        assert not any("probe_error" in panel.scalars for panel in panels)
+        shown.append([p.frames.tobytes() for p in panels if p.frames is not None])
+    assert shown[0] == shown[1]
+
+
 def test_a_compiled_step_is_set_aside_and_put_back() -> None:
     agent = windows_case().agent
     core = agent.model.rssm

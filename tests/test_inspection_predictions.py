@@ -93,6 +93,24 @@ def test_neighbours_come_from_other_episodes_and_whole_chunks(tmp_path: Path) ->
     assert torch.equal(chunks.library["action"], windows.gather(chunks.stored)["action"])
 
 
+def test_neighbours_are_counted_where_they_come_from_other_episodes(tmp_path: Path) -> None:
+    windows = small_imitator.walks(tmp_path, episodes=6)
+    agent = small_imitator.walker(windows)
+    rng = np.random.default_rng(0)
+    chunks = look_at_chunks(agent, windows, Look(windows=8, shown=2), rng=rng, seed=0)
+    assert chunks.latents is not None
+    own = {windows.episode_of(int(i)) for i in chunks.places[2:]}
+    assert own & {windows.episode_of(int(i)) for i in chunks.stored}, "of windows not shown"
+    near = chunks.latents.near
+    distance = [
+        float(near.distance[step, window])
+        for window in range(2)
+        for step in range(6)
+        if not chunks.batch["is_pad"][window, step]
+    ]
+    assert numbers(chunks)["neighbour_distance"] == pytest.approx(np.mean(distance), rel=1e-5)
+
+
 def test_padded_rows_count_for_nothing(tmp_path: Path) -> None:
     windows = small_imitator.walks(tmp_path, episodes=6)
     agent = small_imitator.walker(windows)

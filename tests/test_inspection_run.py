@@ -101,6 +101,34 @@ def test_looks_are_due_at_multiples_and_at_the_end_and_not_again_after_a_resume(
     assert not quiet(tmp_path, [], every=0).due(100, over=True)
 
 
+@pytest.mark.parametrize("agent", ["mudreamer", "act-jepa"])
+def test_a_look_that_was_cut_off_is_taken_again(
+    agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    if agent == "mudreamer":
+        cfg = resolve(tree(run, agent, eval_every=50, inspect_every=50), configs=["debug"])
+    else:
+        demos = write_points(tmp_path / "demos", episodes=20, length=10)
+        own = {"eval_every": 6, "inspect_every": 6, "eval_episodes": 0, "checkpoint_every": 5}
+        cfg = point_config(run, demos, train={**own, "steps": 12})
+    at, looks = cfg.train.inspect_every * 2, []
+    plain = Inspector.look
+
+    def cut_off(self: Inspector, *args: Any) -> None:
+        looks.append(args[-1])
+        if looks.count(at) == 1 and args[-1] == at:
+            raise KeyboardInterrupt
+        plain(self, *args)
+
+    monkeypatch.setattr(Inspector, "look", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        train(cfg)
+    assert looks[-1] == at
+    assert train(cfg) == 0
+    assert looks.count(at) == 2 and (run / "inspection" / f"{at:010d}").is_dir()
+
+
 def test_a_full_disk_or_device_costs_a_note_and_not_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +189,18 @@ def files_of(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in paths}
 
 
+def charts(folder: Path) -> dict[str, list[str]]:
+    """The custom scalars page of a folder's event files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    (config,) = events.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(config.tensor_proto.string_val[0])
+    return {group.title: [chart.title for chart in group.chart] for group in layout.category}
+
+
 def test_the_command_shows_a_run_and_leaves_its_files_alone(
     finished: Path, capsys: Capture, tmp_path: Path
 ) -> None:
@@ -179,6 +219,7 @@ def test_the_command_shows_a_run_and_leaves_its_files_alone(
     assert opened(folder / "rollout_0.gif").n_frames == 5 + 7  # type: ignore[attr-defined]
     assert not (folder / "rollout_1.gif").exists() and list(folder.glob("events.*"))
     assert "probe_error" in json.loads((folder / "numbers.json").read_text())
+    assert charts(folder) == charts(finished) and "held out" not in charts(folder)["Losses"]
     assert (tmp_path / "rollout_1.gif").is_file() and not list(tmp_path.glob("events.*"))
     assert "error_shuffled_last" in capsys.readouterr().out
     shutil.rmtree(folder)

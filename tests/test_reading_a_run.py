@@ -23,7 +23,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from reverie.agents.configs import RunConfig
 from reverie.agents.overlays import as_tree, flatten
 from reverie.agents.resolve import resolve
-from reverie.agents.runs.summary import SCORES, UNSHOWN, hparams, overview
+from reverie.agents.runs.summary import SCORES, UNSHOWN, hparams, layout, overview
 from reverie.agents.runs.tensorboard_events import LAYOUT
 from reverie.agents.trainer import train
 from reverie.envs import registry
@@ -79,7 +79,8 @@ def explored(agent: str, run: Path, **tree: Any) -> Path:
 
 def imitated(run: Path, data: Path, **tree: Any) -> Path:
     own = {"task": "point/both", **tree}
-    own["train"] = {"steps": 8, "monitor_from": 0, **LOOK, **tree.get("train", {})}
+    judged = {"monitor_every": 4, "monitor_from": 0}
+    own["train"] = {"steps": 8, **judged, **LOOK, **tree.get("train", {})}
     return trained(point_config(run, data, **own), run)
 
 
@@ -115,9 +116,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
         env={"distractor": "natural"},
         mudreamer={"model": model},
     )
+    probed = explored("mudreamer", at / "probed", task="toy/dot")  # has no decoder of its own
     agents = ("spr", "rainbow")
     catchers = [explored(agent, at / agent, task="toy/catch") for agent in agents]
-    return {"M": [dreamer], "S": catchers, "J": imitators}
+    return {"M": [dreamer, probed], "S": catchers, "J": imitators}
 
 
 @pytest.fixture(scope="module")
@@ -189,11 +191,11 @@ def test_the_layout_draws_every_number_worth_a_chart_and_no_empty_one(
     for run in (path for paths in runs.values() for path in paths):
         events = read(run)
         (config,) = events.Tensors("custom_scalars__config__")
-        layout = layout_pb2.Layout.FromString(config.tensor_proto.string_val[0])
-        titles = [category.title for category in layout.category]
+        page = layout_pb2.Layout.FromString(config.tensor_proto.string_val[0])
+        titles = [category.title for category in page.category]
         assert titles in (list(LAYOUT), [t for t in LAYOUT if t != "Imagination"])
         tags, shown = set(events.Tags()["scalars"]), set()
-        for category in layout.category:
+        for category in page.category:
             for chart in category.chart:
                 bands = {tag for s in chart.margin.series for tag in (s.value, s.lower, s.upper)}
                 lines = {t for tag in chart.multiline.tag for t in tags if re.match(tag, t)}
@@ -203,6 +205,12 @@ def test_the_layout_draws_every_number_worth_a_chart_and_no_empty_one(
                 shown |= bands | lines
         hidden = {tag.partition("/")[0] for tag in tags - shown}
         assert hidden <= {"inspect", "episode", "imagined", "nonfinite", "eval"}, hidden
+
+
+def test_runs_that_cannot_alarm_have_no_chart_of_alarms() -> None:
+    for own in ({"monitor": "off"}, {"monitor_every": 0}):
+        assert "alarms" not in layout(resolve({"task": "toy/dot", "train": own}))["Health"]
+    assert "alarms" in layout(resolve({"task": "toy/dot"}))["Health"]
 
 
 def test_the_projector_finds_its_files(runs: dict[str, list[Path]]) -> None:

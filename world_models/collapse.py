@@ -90,12 +90,14 @@ def top_eigenvalue_share(z: Tensor) -> Tensor:
     """`l_1 / sum_j l_j` [] of the eigenvalues of the covariance of z [N, D].
 
     1 when all variance lies along one direction, and when there is none. Fewer samples than
-    features have the same eigenvalues in a smaller matrix.
+    features have the same eigenvalues in a smaller matrix. NaN where the covariance is not finite.
     gradient: to z.
     """
     covariance = _covariance(z) if len(z) >= z.shape[1] else _covariance_of_samples(z)
-    largest: Tensor = torch.linalg.eigvalsh(covariance)[-1]
-    return (largest + 1e-12) / (covariance.trace() + 1e-12)
+    finite = torch.isfinite(covariance).all()
+    covariance = torch.where(finite, covariance, 0.0)
+    share = (torch.linalg.eigvalsh(covariance)[-1] + 1e-12) / (covariance.trace() + 1e-12)
+    return torch.where(finite, share, torch.nan)
 
 
 def code_information(prob: Tensor) -> Tensor:

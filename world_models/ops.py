@@ -213,11 +213,15 @@ def effective_rank(x: Tensor) -> Tensor:
 
     Not centred, as published, but without the 1e-7 on every share, which moves it by less than
     0.1 %. Free of scale: centred first, a constant code has the high rank of its rounding noise.
+    NaN where x is not finite, of which no decomposition exists.
     gradient: to x.
     """
-    singular = torch.linalg.svdvals(x.float())
+    x = x.float()
+    finite = torch.isfinite(x).all()
+    singular = torch.linalg.svdvals(torch.where(finite, x, 0.0))
     prob = singular / singular.sum().clamp_min(1e-12)
-    return torch.exp(-(prob * torch.log(prob.clamp_min(1e-12))).sum())
+    rank = torch.exp(-(prob * torch.log(prob.clamp_min(1e-12))).sum())
+    return torch.where(finite, rank, torch.nan)
 
 
 def renormalise(latent: Tensor) -> Tensor:

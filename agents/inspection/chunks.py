@@ -62,6 +62,8 @@ class Chunks(NamedTuple):
     batch: TensorDict
     predicted: Tensor
     """[B, P, A], in the environment's units."""
+    shown: int
+    """Windows that are drawn, the first ones: their episodes are not in the library."""
     stored: Index
     """[R]: windows of the library."""
     library: TensorDict
@@ -71,7 +73,10 @@ class Chunks(NamedTuple):
 def look_at_chunks(
     agent: ACTJEPA, windows: DemoWindows, look: Look, *, rng: np.random.Generator, seed: int
 ) -> Chunks:
-    """Draw windows, predict their chunks and latents, and search other episodes for those."""
+    """Draw windows, predict their chunks and latents, and search for those of the shown ones.
+
+    Other episodes are searched than those of the shown windows.
+    """
     order = rng.permutation(len(windows))
     shown, rest = order[: look.windows], order[look.windows :]
     drawn = {windows.episode_of(int(i)) for i in shown[: look.shown]}
@@ -86,7 +91,8 @@ def look_at_chunks(
         first = {k: batch[k][:, 0] for k in ("vector", "image") if k in batch.keys()}
         predicted = agent.predict_chunk(first, batch["task"])
         latents = _latents(agent, batch, library)
-    return Chunks(shown, batch, predicted, stored, library, latents)
+    count = min(look.shown, len(shown))
+    return Chunks(shown, batch, predicted, count, stored, library, latents)
 
 
 def _latents(agent: ACTJEPA, batch: TensorDict, library: TensorDict) -> Latents | None:
@@ -125,7 +131,10 @@ def chunk_panels(
 
 
 def numbers(chunks: Chunks) -> dict[str, float]:
-    """What is worth following over a run; rows behind an episode's end do not count."""
+    """What is worth following over a run; rows behind an episode's end do not count.
+
+    Neighbours are those of the shown windows: others may find their own episode in the library.
+    """
     valid = ~chunks.batch["is_pad"]
     off = (chunks.predicted - chunks.batch["action"]).abs().mean(-1)
     found = {"chunk_error": float(off[valid].mean())}
@@ -135,7 +144,8 @@ def numbers(chunks: Chunks) -> dict[str, float]:
         found["error_first"] = float(error[0].mean())
         found["error_last"] = float(error[last].mean())
         found["error_other_last"] = float(chunks.latents.other[last].mean())
-        found["neighbour_distance"] = float(chunks.latents.near.distance[seen].mean())
+        near = chunks.latents.near.distance[:, : chunks.shown]
+        found["neighbour_distance"] = float(near[seen[:, : chunks.shown]].mean())
         if chunks.latents.shuffled is not None:
             found["error_shuffled_last"] = float(chunks.latents.shuffled[last].mean())
     return {name: value for name, value in found.items() if np.isfinite(value)}

@@ -14,6 +14,9 @@ from reverie.world_models.core import WorldModel
 from reverie.world_models.rssm import RSSM
 from reverie.world_models.rssm_scan import backward_step, forward_step
 
+SAME_NOISE = 0
+"""Seed of rollouts that are compared: they differ by their actions alone."""
+
 
 class Lens(Protocol):
     """What inspection asks of an agent whose model can be rolled out; changes nothing in it."""
@@ -133,8 +136,7 @@ def open_loop_errors(
     model: WorldModel = lens.model
 
     def error(under: Tensor) -> Tensor:
-        # equal noise for both, so that they differ by the actions alone
-        with undisturbed(lens.model, 0, actions.device):
+        with undisturbed(lens.model, SAME_NOISE, actions.device):
             return library.distance(lens.code(model.rollout(start, under)), real)
 
     recorded = error(taken)

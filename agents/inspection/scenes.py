@@ -13,6 +13,7 @@ from reverie.agents.inspection.contexts import Windows, draw_contexts, draw_wind
 from reverie.agents.inspection.neighbours import FrameLibrary, Neighbours
 from reverie.agents.inspection.probe_decoder import ProbeDecoder, to_uint8
 from reverie.agents.inspection.rollouts import (
+    SAME_NOISE,
     Dream,
     Errors,
     Lens,
@@ -44,7 +45,7 @@ class Look:
     library: int = 2048
     """Frames searched for neighbours, about."""
     probe: int = 0
-    """Updates of the probe decoder; 0: none is trained."""
+    """Updates of the probe decoder; 0, or a model that draws its own pictures: none is trained."""
 
 
 class Filtered(NamedTuple):
@@ -122,11 +123,12 @@ def _dreamt(lens: Lens, shown: Windows, stored: Windows, look: Look, seed: int) 
     code, frames = _stored_codes(lens, stored, shown, context)
     library = FrameLibrary(code)
     start, actions = at(real.latents, context - 1), rows["action"].float()
-    recorded = follow(lens, start, actions[:, context:])
+    with undisturbed(lens.model, SAME_NOISE, actions.device):  # the dream that errors are of
+        recorded = follow(lens, start, actions[:, context:])
     policy = wander(lens, start, actions.shape[1] - context)
     codes = {"real": real.code, "recorded": recorded.code, "policy": policy.code}
     pictures, decoder, error = recorded.pictures, "decoder", None
-    if look.probe and frames is not None:
+    if look.probe and frames is not None and pictures is None:
         shape = frames.shape[1:]
         probe = ProbeDecoder(code.shape[-1], tuple(shape), seed=seed, device=code.device)  # type: ignore[arg-type]
         error = probe.fit(code, frames, updates=look.probe)

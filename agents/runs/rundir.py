@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -37,12 +37,19 @@ class RunDir:
     """
 
     def __init__(
-        self, path: Path, *, config: str, may_differ: Collection[str] = (), fresh: bool = False
+        self,
+        path: Path,
+        *,
+        config: str,
+        may_differ: Collection[str] = (),
+        fresh: bool = False,
+        check: Callable[[Path], None] | None = None,
     ) -> None:
         """Create or reopen `path` for the resolved configuration `config` (TOML).
 
         `may_differ` names dotted settings that need not agree with the run's own. RunDirError if
         another process holds it, if the settings differ, or if `fresh` and it is in use already.
+        `check` is called once the settings agree; what it raises leaves a run as it stands.
         """
         self.path = path
         self.notes: list[str] = []
@@ -55,6 +62,8 @@ class RunDir:
         self._lock = RunLock(path)
         try:
             self.resumed = self._check_config(config, may_differ, fresh)
+            if self.resumed and check is not None:
+                check(path)
             self._clean()
             self._stamp(config)
         except OSError as error:
@@ -162,7 +171,7 @@ class RunDir:
 def _differences(
     stored: Mapping[str, Any], wanted: Mapping[str, Any], may_differ: Collection[str]
 ) -> list[str]:
-    have, want = flatten(stored), flatten(wanted)
+    have, want = _without_aliases(flatten(stored)), flatten(wanted)
     names = [name for name in {**have, **want} if name not in may_differ]
     absent = "(unset)"
     return [
@@ -170,6 +179,16 @@ def _differences(
         for name in names
         if have.get(name, absent) != want.get(name, absent)
     ]
+
+
+def _without_aliases(flat: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run that may have begun under an alias of what distracts."""
+    name = flat.get("env.distractor", "none")
+    if name == "none":
+        return flat
+    from reverie.envs.distractors.presets import canonical
+
+    return {**flat, "env.distractor": canonical(str(name))}
 
 
 def _pretty(value: Any) -> bytes:

@@ -58,6 +58,7 @@ def layout(cfg: RunConfig) -> Layout:
         "imagined": dreams,
         "held out": imitates,
         "behaviour": not imitates,
+        "alarms": cfg.train.monitor != "off" and cfg.train.monitor_every > 0,
         "spread": predicts or not imitates,
         "alike: cosines": predicts or not imitates,
         "directions in use": predicts or not imitates,

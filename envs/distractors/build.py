@@ -51,20 +51,19 @@ def clips(settings: EnvSettings) -> ClipSource:
     return make_source(text, size=clip_size(settings.distractor, settings.image_size))
 
 
-def distraction(settings: EnvSettings) -> Distraction:
-    """Return what a dm_control task calls."""
-    found = preset(settings.distractor)
-    return found.build(clips(settings), settings.split, settings.distractor_mask)
+def distraction(settings: EnvSettings, source: ClipSource) -> Distraction:
+    """Return what a dm_control task calls; `source` as `clips` gives it."""
+    return preset(settings.distractor).build(source, settings.split, settings.distractor_mask)
 
 
-def backdrop(settings: EnvSettings) -> ClipPlayer:
-    """Return the film behind the dot world."""
+def backdrop(settings: EnvSettings, source: ClipSource) -> ClipPlayer:
+    """Return the film behind the dot world; `source` as `clips` gives it."""
     found = preset(settings.distractor)
     assert isinstance(found, NaturalPreset), settings.distractor
-    return found.player(clips(settings), settings.split)
+    return found.player(source, settings.split)
 
 
-def mark(settings: EnvSettings) -> str:
+def mark(settings: EnvSettings, source: ClipSource) -> str:
     """Return what every result of a distracted task is reported with."""
     found, mask, split = preset(settings.distractor), settings.distractor_mask, settings.split
     parts = [f"distractor={found.name}"]
@@ -75,6 +74,5 @@ def mark(settings: EnvSettings) -> str:
             mask = "blue"
         if isinstance(found, NaturalPreset):
             split = found.shown(split)
-        with contextlib.closing(clips(settings)) as source:
-            parts += [f"source={source.name}", f"mask={mask}", f"split={split}"]
+        parts += [f"source={source.name}", f"mask={mask}", f"split={split}"]
     return ",".join(parts)

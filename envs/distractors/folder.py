@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,10 @@ class FolderSource:
         """
         assert size >= 1 and frames >= 2, f"expected a picture and 2 frames: {size}, {frames}"
         folder = folder.resolve()
-        self.name, self.size = f"folder {folder.name}", size
+        self.size = size
         self._folder, self._limit = folder, frames
         found, self._split_by = _find(folder)
+        self.name = folder_name(folder, [(clip.split, clip.content) for clip in found])
         self._found = sorted(found, key=lambda clip: clip.id)
         key = json.dumps([VERSION, size, frames, sorted({clip.content for clip in found})])
         self._films = load_or_decode(
@@ -128,6 +129,12 @@ class FolderSource:
             "sha256": clip.content,
             "pixels": film.pixels,
         }
+
+
+def folder_name(folder: Path, contents: Iterable[tuple[str, str]]) -> str:
+    """Return what results call a folder: its name, and eight digits of what each split holds."""
+    digest = hashlib.sha256(json.dumps(sorted(contents)).encode()).hexdigest()
+    return f"folder {folder.name} {digest[:8]}"
 
 
 def split_of(content: str) -> Split:

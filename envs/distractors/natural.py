@@ -24,9 +24,9 @@ from reverie.envs.specs import Array, EnvError
 FLOOR_SHOWN = ("cheetah", "hopper", "stacker", "walker")
 """Domains whose floor is dark grey in DBC's copy of the suite, and so stays visible."""
 
-BLUE_GRID = ((26, 26, 102), (51, 51, 204))
-GREY_GRID = ((26, 26, 26), (51, 51, 51))
-"""Darker and lighter squares of the floor in that copy."""
+BLUE_GRID = ((25, 25, 102), (51, 51, 204))
+GREY_GRID = ((25, 25, 25), (51, 51, 51))
+"""Darker and lighter squares of the floor in that copy; MuJoCo truncates 0.1 * 255 to 25."""
 BROWN = (0.3, 0.2, 0.1)
 """Decoration there: a colour that is not replaced."""
 

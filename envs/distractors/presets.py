@@ -54,13 +54,18 @@ def names() -> list[str]:
     return [*ALIASES, *PRESETS]
 
 
+def canonical(name: str) -> str:
+    """Return the name under which results are kept: an alias is the same protocol."""
+    return ALIASES.get(name, name)
+
+
 def preset(name: str) -> Preset:
     """Return the preset of that name.
 
     Raises:
         EnvError: there is none; the message has the nearest names.
     """
-    found = PRESETS.get(ALIASES.get(name, name))
+    found = PRESETS.get(canonical(name))
     if found is None:
         close = difflib.get_close_matches(name, names(), n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
@@ -103,6 +108,13 @@ def uses_clips(name: str) -> bool:
     if isinstance(found, dmcgb.DmcGbPreset):
         return found.kind == "video"
     return found.family == "natural"
+
+
+def has_splits(name: str) -> bool:
+    """Whether an evaluation on test clips shows anything else than one on training clips."""
+    found = preset(name)
+    same = isinstance(found, natural.NaturalPreset) and found.tested_on == "train"
+    return uses_clips(name) and not same
 
 
 def clip_size(name: str, image_size: int) -> int:

@@ -57,6 +57,15 @@ class ClipSource(Protocol):
         ...
 
 
+def absolute(text: str) -> str:
+    """Return what `text` names in a form that any working directory reads alike."""
+    from reverie.envs.distractors import procedural
+
+    if not text or text in procedural.GENERATED:
+        return text
+    return str(Path(text).expanduser().absolute())
+
+
 def make_source(text: str, *, size: int) -> ClipSource:
     """Return the source that `text` names: "procedural", "static", "noise" or a folder of clips.
 

@@ -79,6 +79,7 @@ class Shrunk:
     def __init__(self) -> None:
         self._saved: dict[str, Array] = {}
         self._target: tuple[str, float] | None = None
+        self._stock_radius: float | None = None
 
     def attach(self, physics: Any, *, domain: str, task: str, camera_id: int, size: int) -> None:
         """Shrink a loaded physics before its first reset.
@@ -103,8 +104,10 @@ class Shrunk:
         """Shrink what the task's own reset has just given its stock size; nothing is random."""
         if self._target is not None:
             kind, radius = self._target
-            sizes = getattr(self._model, f"{kind}_size")
-            sizes[self._model.name2id("target", kind), 0] = radius
+            found = float(self._sizes(kind)[0])
+            if found != radius:
+                self._stock_radius = found
+            self._sizes(kind)[0] = radius
 
     def after_simulator_step(self) -> None:
         """Nothing moves."""
@@ -120,11 +123,17 @@ class Shrunk:
         return picture
 
     def close(self) -> None:
-        """Give the model its sizes back; a target gets its own at the task's next reset."""
+        """Give the model its sizes back, a target that of the task's last reset."""
         for name, stock in self._saved.items():
             self._write(name, stock)
-        self._saved = {}
-        self._target = None
+        if self._target is not None and self._stock_radius is not None:
+            self._sizes(self._target[0])[0] = self._stock_radius
+        self._saved, self._target, self._stock_radius = {}, None, None
+
+    def _sizes(self, kind: str) -> Array:
+        """View of the target's sizes."""
+        sizes: Array = getattr(self._model, f"{kind}_size")[self._model.name2id("target", kind)]
+        return sizes
 
     def _read(self, name: str) -> Array:
         owner, field = self._owner(name)
