@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from reverie.agents.inspection.stored import stored_replay
 from reverie.agents.registry import build_replay
 from reverie.agents.resolve import load, resolve, run_directory
 from reverie.agents.runs.logger import Logger, read_jsonl
-from reverie.agents.trainer import build_env, train
+from reverie.agents.trainer import Trainer, build_env, train
 from reverie.benchmarks import cli
 
 Capture = pytest.CaptureFixture[str]
@@ -95,9 +97,14 @@ def test_looks_are_due_at_multiples_and_at_the_end_and_not_again_after_a_resume(
             looks.append(step)
             watch.look(None, None, step)
     assert looks == [12, 20, 32]
+    for step in (20, 32):
+        write_panels(tmp_path / "inspection" / f"{step:010d}", [])
     assert not quiet(tmp_path, [], start=32).due(32, over=True), "a finished run is not looked at"
     assert quiet(tmp_path, [], start=25).due(30, over=False)
     assert not quiet(tmp_path, [], start=25).due(29, over=False)
+    assert quiet(tmp_path, [], start=19).due(19, over=False), "it was cut off before the look"
+    (tmp_path / "inspection" / "0000000020" / "numbers.json").unlink()
+    assert quiet(tmp_path, [], start=25).due(25, over=False), "it was cut off while writing"
     assert not quiet(tmp_path, [], every=0).due(100, over=True)
 
 
@@ -127,6 +134,26 @@ def test_a_look_that_was_cut_off_is_taken_again(
     assert looks[-1] == at
     assert train(cfg) == 0
     assert looks.count(at) == 2 and (run / "inspection" / f"{at:010d}").is_dir()
+
+
+def test_a_look_that_a_signal_came_before_is_taken_by_the_next_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = resolve(tree(tmp_path, "mudreamer", inspect_every=50), configs=["debug"])
+    plain, signalled = Trainer._collect, []
+
+    def collect(self: Trainer) -> None:
+        plain(self)
+        if self.steps >= 100 and not signalled:
+            signalled.append(self.steps)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "_collect", collect)
+    assert train(cfg) == 143
+    (at,) = signalled
+    look = tmp_path / "inspection" / f"{at:010d}"
+    assert not look.exists()
+    assert train(cfg) == 0 and look.is_dir()
 
 
 def test_a_full_disk_or_device_costs_a_note_and_not_the_run(

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 FOLDER = "inspection"
 """In the run directory: a folder of GIF, PNG and JSON files for every step looked at."""
 
+NUMBERS = "numbers.json"
+"""Written last: where it is, the look is whole."""
+
 PREFIX = "inspect"
 """Of every tag."""
 
@@ -86,7 +89,7 @@ def write_panels(folder: Path, panels: Sequence[Panel]) -> list[Path]:
             written.append(folder / f"{panel.name}{suffix}")
             write_atomic(written[-1], content)
     numbers = {name: value for panel in panels for name, value in panel.scalars.items()}
-    written.append(folder / "numbers.json")
+    written.append(folder / NUMBERS)
     write_atomic(written[-1], (json.dumps(numbers, indent=1) + "\n").encode())
     return written
 
@@ -118,11 +121,16 @@ class Inspector:
         start: int,
         note: Callable[[str], None],
     ) -> None:
-        """`start` is the step at which this process begins; what it shows was looked at before."""
+        """`start` is the step at which this process begins; looks on disk are not repeated.
+
+        A signal may have come between a step at which one was due and the look itself.
+        """
         self._cfg, self._folder, self._logger, self._note = cfg, run_dir / FOLDER, logger, note
         self._every = cfg.train.inspect_every
-        self._count = start // self._every if self._every else 0
-        self._last = start
+        whole = self._folder.glob("[0-9]" * 10 + f"/{NUMBERS}")  # not those of `reverie inspect`
+        taken = (int(file.parent.name) for file in whole)
+        self._last = max((step for step in taken if step <= start), default=0)
+        self._count = self._last // self._every if self._every else 0
 
     def due(self, step: int, *, over: bool) -> bool:
         """Whether to look now."""
