@@ -11,6 +11,7 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -145,6 +146,19 @@ def test_packages_and_links_match_the_folders() -> None:
         assert (ROOT / room / "py.typed").is_file()
         link = ROOT / ".typing" / "reverie" / room
         assert link.is_symlink() and os.readlink(link) == f"../../{room}"
+
+
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").rglob("*.md")]
+
+
+@pytest.mark.parametrize("page", sorted(PAGES), ids=name_of)
+def test_what_a_page_points_at_exists(page: Path) -> None:
+    text = page.read_text()
+    links = {unquote(link) for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link}
+    rooms = "|".join([*LAYERS, "tests", "docs"])
+    paths = set(re.findall(rf"`((?:{rooms})/[\w./-]+)`", text))
+    assert [link for link in sorted(links) if not (page.parent / link).exists()] == []
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
 
 
 def test_a_wheel_holds_exactly_the_tree(tmp_path: Path) -> None:
