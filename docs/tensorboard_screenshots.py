@@ -1,9 +1,9 @@
-"""Screenshots of a run in TensorBoard: python docs/tensorboard_screenshots.py RUN [FOLDER].
+"""Screenshots of a run in TensorBoard: python docs/tensorboard_screenshots.py RUNS [FOLDER].
 
-Opens a real TensorBoard on the run in headless Chromium (.ci/browser installs it), clicks what a
-reader would click, waits until everything is loaded, and writes tensorboard_rollouts.png and
-tensorboard_health.png into FOLDER (none: beside this file). The run needs pictures: train it with
---train.inspect-every.
+Opens a real TensorBoard on a folder of runs, or on one, in headless Chromium (.ci/browser installs
+it), clicks what a reader would click, waits until everything is loaded, and writes
+tensorboard_rollouts.png and tensorboard_health.png into FOLDER (none: beside this file). One run
+must have pictures: train it with --train.inspect-every.
 """
 
 from __future__ import annotations
