@@ -11,7 +11,7 @@ TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org
 export MUJOCO_GL ?= egl
 export RL_WARNINGS ?= 0
 
-.PHONY: demo imitation test test-metaworld check lint setup setup-metaworld gl browser clean
+.PHONY: demo imitation test test-gpu test-metaworld check lint setup setup-metaworld gl browser clean
 
 demo: setup gl
 	$(BIN)/reverie demo $(DEMO_ARGS)
@@ -21,6 +21,10 @@ imitation: setup-metaworld ## ACT-JEPA beside ACT, BC and a collapsed control on
 
 test: setup gl browser ## everything but gpu, nightly and metaworld, at most 20 minutes on 2 cores
 	$(BIN)/python -m pytest -n auto -m "not gpu and not nightly and not metaworld" $(PYTEST_ARGS)
+
+test-gpu: setup gl ## what needs a CUDA device
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make test-gpu: no CUDA device that this torch can use; see reverie doctor")'
+	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 test-metaworld: setup-metaworld ## what needs Meta-World
 	@REVERIE_PYTHON="$(METAWORLD_BIN)/python" .ci/gl
