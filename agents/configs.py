@@ -55,7 +55,8 @@ class EnvConfig:
     distractor: str = "none"
     """dm_control, toy/dot and toy/home: what distracts, as `reverie distractors list` names it."""
     distractor_source: str = "procedural"
-    """Clips behind the scene: procedural, static, noise, or a folder of videos."""
+    """Clips behind the scene: procedural, procedural-shift (test clips of another look), static,
+    noise, or a folder of videos."""
     distractor_mask: Literal["preset", "blue", "exact"] = "preset"
     """What the clips replace: as the preset has it, blue pixels, or all but the bodies."""
 

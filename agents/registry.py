@@ -167,19 +167,20 @@ def check_modalities(spec: EnvSpec, cfg: RunConfig) -> None:
     Raises:
         ConfigError: names the input and what provides it.
     """
-    problems = []
-    for name in cfg.act_jepa.model.inputs:
-        if name == "image" and spec.image_shape is None:
-            problems.append(
-                f"act_jepa.model.inputs: image is asked for, and {spec.task} shows none; use "
-                "--env.observe both where the suite has it, or --act-jepa.model.inputs proprio "
-                "state"
-            )
-        if name != "image" and not spec.vector_size:
-            problems.append(
-                f"act_jepa.model.inputs: {name} is asked for, and {spec.task} has no vector; use "
-                "--act-jepa.model.inputs image --act-jepa.model.targets image"
-            )
+    problems, inputs = [], cfg.act_jepa.model.inputs
+    if "image" in inputs and spec.image_shape is None:
+        problems.append(
+            f"act_jepa.model.inputs: image is asked for, and {spec.task} shows none; use "
+            "--env.observe both where the suite has it, or --act-jepa.model.inputs proprio state"
+        )
+    vectors = [name for name in inputs if name != "image"]
+    if vectors and not spec.vector_size:
+        problems.append(
+            f"act_jepa.model.inputs: {' and '.join(vectors)} asked for, and {spec.task} as it is "
+            f"set up has no vector; use --env.observe {'both' if 'image' in inputs else 'state'} "
+            "where the suite has it, or --act-jepa.model.inputs image --act-jepa.model.targets "
+            "image"
+        )
     if problems:
         raise ConfigError(problems)
 

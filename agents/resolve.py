@@ -14,7 +14,7 @@ from typing import Any
 from reverie.agents.config_checks import find_problems
 from reverie.agents.configs import ConfigError, RunConfig
 from reverie.agents.overlays import Tree, as_tree, flatten, merge, overlay, to_toml
-from reverie.agents.registry import AGENTS, family
+from reverie.agents.registry import AGENTS, FAMILIES, family
 
 TASK_PRESETS = {
     "dmc": "task-dmc",
@@ -63,10 +63,25 @@ def resolve(
     for tree in [*_base_presets(own, problems), own]:
         cfg = overlay(cfg, tree, problems)
     cfg = _with_absolute_clips(_without_aliases(cfg))
-    problems += find_problems(cfg)
+    problems += [*_foreign(cfg.agent, given), *find_problems(cfg)]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return cfg
+
+
+def _foreign(agent: str, given: Tree) -> list[str]:
+    """What was asked for and the agent would never read, though its run would have another name.
+
+    Files and presets may hold sections of every family.
+    """
+    if agent not in AGENTS:
+        return []
+    sections = [name for name in FAMILIES if name != family(agent) and name in given]
+    return [
+        f"{name}: {agent} does not read it; it is a setting of {', '.join(FAMILIES[section])}"
+        for section in sections
+        for name in flatten({section: given[section]})
+    ]
 
 
 def _without_aliases(cfg: RunConfig) -> RunConfig:

@@ -78,6 +78,7 @@ class RunLoop:
         self.inspector = Inspector(
             self.cfg, self.run_dir.path, self.logger, start=self.steps, note=progress.note
         )
+        progress.note(f"run {self.run_dir.path}")
         for note in self.run_dir.notes:
             progress.note(note)
 
@@ -181,12 +182,20 @@ class RunLoop:
             raise CheckpointError("the finished run could not be saved; free disk space, run again")
         self.logger.hparams(self.steps, hparams(self.cfg), SCORES, first=FIRST)
         self.run_dir.status("done", **self.standing())
+        score = self.evaluated["mean"]
+        self.progress.note(
+            "done"
+            + ("" if score is None else f", final score {score:.4g}")
+            + f"; all files are in {self.run_dir.path}"
+        )
         return 0
 
     def _preempted(self, code: int) -> int:
         saved = self._save()
         reason = f"signal, exit code {code}" + ("" if saved else "; the last save failed")
         self.run_dir.status("preempted", reason=reason, **self.standing())
+        told = f"saved at step {self.steps:,}" if saved else "stopped, and the last save failed"
+        self.progress.note(f"{told}; the same command continues")
         return code
 
     def _save(self, *, score: float | None = None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 COMMANDS = {
     "train": ("train", "train an agent; the same command resumes"),
@@ -50,13 +50,28 @@ EXAMPLES = """examples:
   reverie export runs/dmc/walker_walk/mudreamer-S/0 --out walk.pt2
 """
 
+HELP = ("-h", "--help")
+
 
 def manual() -> str:
     """Text of `reverie --help`."""
-    width = max(map(len, COMMANDS))
-    rows = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
     head = "usage: reverie COMMAND ...\n\nWorld-model agents without pixel reconstruction.\n"
-    return "\n".join([head, "commands:", *rows, "", EXAMPLES])
+    return "\n".join([head, "commands:", *_rows(COMMANDS), "", EXAMPLES])
+
+
+def group_manual(group: str) -> str:
+    """Text of `reverie GROUP --help`; empty where no subcommand begins with that word."""
+    names = [name for name in COMMANDS if name.startswith(f"{group} ")]
+    if not names:
+        return ""
+    head = f"usage: reverie {group} COMMAND ...\n"
+    tail = f"reverie {names[0]} --help, and likewise the others, lists its flags.\n"
+    return "\n".join([head, "commands:", *_rows(names), "", tail])
+
+
+def _rows(names: Collection[str]) -> list[str]:
+    width = max(map(len, names))
+    return [f"  {name:<{width}}  {COMMANDS[name][1]}" for name in names]
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -73,7 +88,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    if not words or words[0] in HELP:
         sys.stdout.write(manual())
         return 0 if words else 2
     if words[0] == "--version":
@@ -86,7 +103,21 @@ def _dispatch(words: list[str]) -> int:
         if name in COMMANDS:
             module, *first = COMMANDS[name][0].split()
             return _run(module, [*first, *words[length:]])
-    sys.stderr.write(f"reverie: unknown command {words[0]!r}\n\n{manual()}")
+    return _unnamed(words)
+
+
+def _unnamed(words: list[str]) -> int:
+    """Help about a group of subcommands, or what there is instead of an unknown one."""
+    group, *rest = words
+    shown = group_manual(group)
+    if shown and rest and rest[0] in HELP:
+        sys.stdout.write(shown)
+        return 0
+    if shown and not rest:
+        sys.stderr.write(shown)
+        return 2
+    name = " ".join(words[:2]) if shown else group
+    sys.stderr.write(f"reverie: unknown command {name!r}\n\n{shown or manual()}")
     return 2
 
 

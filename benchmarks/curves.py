@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import itertools
 import json
@@ -129,6 +130,8 @@ def parse(words: Sequence[str]) -> dict[str, list[Path]]:
         places = [run.resolve() for run in members]
         again = {run for run in places if places.count(run) > 1}
         problems += [f"{run} is named twice in one group; every seed counts once" for run in again]
+    for own, members in found.items():
+        problems += _doubled(_label(own, found), members)
     if not words:
         problems.append("expected at least one RUN or LABEL=RUN[,RUN...]")
     if problems:
@@ -138,6 +141,28 @@ def parse(words: Sequence[str]) -> dict[str, list[Path]]:
 
 def _is_run(path: Path) -> bool:
     return (path / "metrics.jsonl").is_file()
+
+
+def _doubled(label: str, members: Sequence[Path]) -> list[str]:
+    """Seeds that come twice in one group, which would narrow its interval and prove nothing.
+
+    Runs of equal settings and seed are meant; runs of other settings that a LABEL joins are not.
+    """
+    problems: list[str] = []
+    seen: dict[Path, Path] = {}
+    for run in {path.resolve(): path for path in members}.values():
+        try:
+            cfg = load(run / "config.toml")
+            home = run_directory(replace(cfg, run=None))
+        except ConfigError:  # whose seed it is cannot be known
+            continue
+        if home in seen:
+            problems.append(
+                f"{run}: seed {cfg.seed} of {label} on {cfg.task} is that of {seen[home]} already; "
+                "every seed counts once: leave one out, or give each a LABEL of its own"
+            )
+        seen.setdefault(home, run)
+    return problems
 
 
 def _names(run: Path) -> Names:
@@ -166,16 +191,27 @@ def _label(own: Names, groups: dict[Names, list[Path]]) -> str:
 
 def curve(run: Path, tag: str, until: float = float("inf")) -> Curve:
     """Steps and finite values of one metric of one run, up to step `until`."""
-    rows = {
-        r["step"]: r[tag]
-        for r in read_jsonl(run / "metrics.jsonl")
-        if tag in r and r["step"] <= until and math.isfinite(r[tag])
-    }
+    tags: set[str] = set()
+    rows: dict[float, float] = {}
+    for row in read_jsonl(run / "metrics.jsonl"):
+        tags |= row.keys()
+        if tag in row and row["step"] <= until and math.isfinite(row[tag]):
+            rows[row["step"]] = row[tag]
     if not rows:
-        message = f"{run} has no metric {tag!r} up to step {until:g}; its metrics.jsonl lists all"
-        raise ConfigError([message])
+        raise ConfigError([f"{run} has no {_missing(tag, tags, until)}"])
     steps = sorted(rows)
     return np.array(steps, float), np.array([rows[step] for step in steps], float)
+
+
+def _missing(tag: str, tags: set[str], until: float) -> str:
+    """What a run lacks, and what it has instead."""
+    if tag in tags:
+        limit = f" up to step {until:g}" if math.isfinite(until) else ""
+        return f"finite value of {tag!r}{limit}"
+    # the nearest, however far: a guessed name may resemble none, and there are too many to list
+    near = difflib.get_close_matches(tag, sorted(tags - {"step"}), n=3, cutoff=0.0)
+    hint = f"nearest are {', '.join(near)}; " if near else ""
+    return f"metric {tag!r}; {hint}its metrics.jsonl lists all"
 
 
 def group(label: str, seeds: Sequence[Curve]) -> Group:

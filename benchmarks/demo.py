@@ -11,7 +11,14 @@ from reverie.agents.evaluate import CONTROLS
 from reverie.agents.flags import config_from_args
 from reverie.agents.launch import launch
 from reverie.agents.resolve import run_directory
-from reverie.benchmarks.evaluation import Results, as_table, load_run, save_results, score_run
+from reverie.benchmarks.evaluation import (
+    Results,
+    as_score,
+    as_table,
+    load_run,
+    save_results,
+    score_run,
+)
 
 GOAL = 1.5
 """The demo has learned when it scores this many times the best blind control."""
@@ -51,9 +58,9 @@ def judge(results: Results) -> tuple[bool, str]:
     name, control = max(((way, results[way]["mean"]) for way in CONTROLS), key=lambda pair: pair[1])
     # the same lead below zero, where a multiple of the control would be the easier goal
     learned = score > control and score >= control + (GOAL - 1) * abs(control)
-    ratio = f"{score / control:.1f} times" if control > 0 else f"{score - control:+.1f} against"
+    ratio = f"{score / control:.1f} times" if control > 0 else f"{score - control:+.3g} against"
     verb = "has learned from pixels" if learned else "has NOT learned from pixels"
     return learned, (
-        f"The agent {verb}: {score:.1f}, {ratio} the best blind control ({name}: {control:.1f}; "
-        f"goal {GOAL} times)."
+        f"The agent {verb}: {as_score(score)}, {ratio} the best blind control "
+        f"({name}: {as_score(control)}; goal {GOAL} times)."
     )

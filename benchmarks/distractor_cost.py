@@ -64,7 +64,7 @@ def show(
         tasks: suite/task, one or several.
         renders: profiles of the simulator's pictures.
         mask: how the scene is cut out of the picture.
-        source: procedural, static, noise or a folder of clips.
+        source: procedural, procedural-shift, static, noise or a folder of clips.
         pairs: timed pairs of steps of each row.
         image_size: height and width of the pictures.
     """

@@ -38,7 +38,7 @@ class View:
     """How the pictures of a preview are made."""
 
     source: str = "procedural"
-    """Clips: procedural, static, noise or a folder."""
+    """Clips: procedural, procedural-shift, static, noise or a folder."""
     mask: Mask = "preset"
     """What is cut out for a film, for presets that cut something out."""
     split: Split = "train"

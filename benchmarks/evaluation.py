@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import tyro
@@ -35,6 +36,9 @@ LABELS = {
     "blank": "same agent, blanked images",
 }
 """What the table calls each way to play."""
+
+BLANK_STATE = "same agent, blanked observations"
+"""The label of "blank" where more than a picture, or none, is blanked."""
 
 VIEW_LABELS = {"train": "agent, clips of training", "clean": "agent, nothing distracts"}
 """The same for what a distracted task shows besides."""
@@ -71,7 +75,7 @@ def show(
     run: tyro.conf.Positional[Path],
     episodes: int | None = None,
     controls: tyro.conf.FlagCreatePairsOff[bool] = False,
-    checkpoint: Literal["latest", "best"] = "latest",
+    checkpoint: Annotated[Literal["latest", "best"], tyro.conf.arg(aliases=["--tag"])] = "latest",
     device: str = "auto",
     first_episode: int = 0,
     scene: tyro.conf.OmitArgPrefixes[Scene] = OWN,
@@ -83,7 +87,7 @@ def show(
         episodes: full episodes (ACT-JEPA family: of each task), shared equally by parallel
             slots; none: as many as at the end of the run, whose score this repeats on the same
             device.
-        controls: also play uniformly at random, with the zero action, and on blanked images.
+        controls: also play uniformly at random, with the zero action, and on blanked observations.
         checkpoint: the newest one, or the one with the best evaluation during training.
         device: auto, cpu, cuda or cuda:N.
         first_episode: number of the first episode of every slot; others have other seeds.
@@ -254,26 +258,56 @@ def as_table(trained: TrainedRun, results: Mapping[str, Mapping[str, Any]]) -> T
     unit = "update" if family(cfg.agent) == "act_jepa" else "step"
     title = f"{cfg.agent}-{cfg.size} on {cfg.task}, seed {cfg.seed}, {unit} {trained.step:,}"
     if "tasks" in first:
-        return _table_of_tasks(title, results)
+        return _table_of_tasks(title, trained, results)
     table = Table("plays", "mean", "std", "min", "max", "episodes", title=title)
     table.caption = first["protocol"]
     for way, result in results.items():
-        values = (f"{result[name]:.1f}" for name in ("mean", "std", "min", "max"))
-        name = LABELS.get(way) or VIEW_LABELS[way]
-        table.add_row(name, *values, str(result["episodes"]))
+        values = (as_score(result[name]) for name in ("mean", "std", "min", "max"))
+        table.add_row(label(trained, way), *values, str(result["episodes"]))
     return table
 
 
-def _table_of_tasks(title: str, results: Mapping[str, Mapping[str, Any]]) -> Table:
+def as_score(value: float) -> str:
+    """A score in about three figures: one decimal at least, four at most, and 0.0 for nothing."""
+    if not math.isfinite(value):
+        return str(value)
+    if abs(value) < 5e-5:
+        return "0.0"
+    # as rounded: 9.996 has three figures as 10.0
+    power = int(f"{value:.2e}".partition("e")[2])
+    return f"{value:.{min(max(2 - power, 1), 4)}f}"
+
+
+def label(trained: TrainedRun, way: str) -> str:
+    """What the table calls a way to play; "blank" says what this agent is kept from seeing."""
+    if way == "blank" and not _sees_pictures_alone(trained):
+        return BLANK_STATE
+    return LABELS.get(way) or VIEW_LABELS[way]
+
+
+def _sees_pictures_alone(trained: TrainedRun) -> bool:
+    """Told by settings and weights, as no environment has to be opened for them."""
+    section = family(trained.cfg.agent)
+    if section == "act_jepa":
+        return set(trained.cfg.act_jepa.model.inputs) == {"image"}
+    if section != "mudreamer":
+        return section == "spr"
+    encoders = [name for name in trained.state["model"] if name.startswith("encoder.")]
+    return all(name.startswith("encoder.image.") for name in encoders)
+
+
+def _table_of_tasks(
+    title: str, trained: TrainedRun, results: Mapping[str, Mapping[str, Any]]
+) -> Table:
     """Success and score of all ways to play, task by task, and over all of them."""
     table = Table("task", "plays", "success", "95 %", "score", "steps", "episodes", title=title)
     table.caption = next(iter(results.values()))["protocol"]
     for way, result in results.items():
         for task, one in result["tasks"].items():
             name = task.partition("/")[2]
-            table.add_row(name, LABELS[way], *_cells(one), str(one["episodes"]))
+            table.add_row(name, label(trained, way), *_cells(one), str(one["episodes"]))
         if len(result["tasks"]) > 1:
-            table.add_row("all", LABELS[way], *_cells(result), str(result["episodes"]))
+            table.add_row("all", label(trained, way), *_cells(result), str(result["episodes"]))
         table.add_section()
     return table
 
@@ -284,4 +318,4 @@ def _cells(result: Mapping[str, Any]) -> list[str]:
     if "success" in result:
         low, high = result["interval"]
         success, interval = f"{result['success']:.0%}", f"{low:.0%} to {high:.0%}"
-    return [success, interval, f"{result['mean']:.1f}", f"{result['length']:.0f}"]
+    return [success, interval, as_score(result["mean"]), f"{result['length']:.0f}"]

@@ -51,7 +51,7 @@ def show(
         run: run directory, as training printed it.
         tag: the newest checkpoint, or the one with the best evaluation during training.
         out: folder of the files; none: <run>/inspection/<step>-<tag>.
-        horizon: imagined steps, where the model knows no bound.
+        horizon: imagined steps, at most K in the SPR family; ACT-JEPA's shows a chunk.
         windows: moments that errors are averaged over.
         shown: moments that are drawn.
         library: stored frames that neighbours are searched in, about.

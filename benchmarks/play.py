@@ -18,8 +18,8 @@ from reverie.agents.inspection.films import Film, check_suffix, write_film
 from reverie.agents.inspection.foresight import foresee
 from reverie.agents.registry import build_agent, family
 from reverie.agents.resolve import with_overrides
-from reverie.agents.trainer import View, build_env
-from reverie.benchmarks.evaluation import TrainedRun, load_run
+from reverie.agents.trainer import View, build_env, other_views
+from reverie.benchmarks.evaluation import TrainedRun, as_score, load_run
 from reverie.envs.registry import members
 from reverie.envs.settings import OBSERVED
 from reverie.envs.specs import EnvSpec, VecEnv
@@ -70,40 +70,71 @@ def show(
         episode: number of the episode.
         steps: actions that are filmed, at most.
         fps: frames a second.
-        horizon: steps imagined from each real frame, where the model knows no bound.
+        horizon: steps imagined from each real frame; fewer where the model's reach ends before.
         out: file to write, .gif or .mp4 (extra `video`). None:
-            <run>/play/<step>-<checkpoint>-<seed>-<episode>.gif.
+            <run>/play/<step>-<checkpoint>-<seed>-<episode>.gif, with other flags in the name.
         greedy: take the most probable actions instead of those that are scored.
-        view: of a distracted task: test clips, those of training, or none (clean).
+        view: of a distracted task: as it is tested, clips of training, or undistracted (clean).
         pictures: also draw a task whose state alone the agent reads.
         device: auto, cpu, cuda or cuda:N.
     """
     console = Console()
-    if min(steps, horizon) < 1 or episode < 0 or not fps > 0:
-        found = f"found {steps}, {horizon}, {episode} and {fps}"
-        raise ConfigError(
-            [f"expected --steps and --horizon >= 1, --episode >= 0 and --fps > 0, {found}"]
-        )
+    wish = Wish(episode, steps, horizon, greedy, view, pictures)
+    _check_numbers(wish, fps)
     trained = load_run(run, checkpoint=checkpoint)
     own = {"compile": "off", "precision": "fp32", "device": device}
     start = trained.cfg.seed if seed is None else seed
     cfg = with_overrides(trained.cfg, {"seed": start, "train": own})
-    path = out or run / FOLDER / f"{trained.step:010d}-{checkpoint}-{start}-{episode}.gif"
+    _check_view(cfg, view)
+    name = f"{trained.step:010d}-{checkpoint}-{start}-{episode}{_marks(wish)}"
+    path = out or run / FOLDER / f"{name}.gif"
     check_suffix(path)
-    wish = Wish(episode, steps, horizon, greedy, view, pictures)
     for note in trained.notes:
         console.print(f"note: {note}")
     torch.set_num_threads(cfg.train.threads)
     chosen = _tasks(cfg, task)
     with memory_advice(cfg):
         for one in chosen:
-            name = one.rpartition("/")[2]
-            file = path if len(chosen) == 1 else path.with_stem(f"{path.stem}-{name}")
+            file = path
+            if len(chosen) > 1 or (out is None and one != cfg.task):
+                file = path.with_stem(f"{path.stem}-{one.rpartition('/')[2]}")
             played, film = filmed(trained, cfg, one, wish)
             write_film(file, film, fps=fps)
             console.print(told(played))
             console.print(f"written: {file}", soft_wrap=True)
     return 0
+
+
+def _check_numbers(wish: Wish, fps: float) -> None:
+    if min(wish.steps, wish.horizon) < 1 or wish.episode < 0 or not fps > 0:
+        found = f"found {wish.steps}, {wish.horizon}, {wish.episode} and {fps}"
+        raise ConfigError(
+            [f"expected --steps and --horizon >= 1, --episode >= 0 and --fps > 0, {found}"]
+        )
+
+
+def _check_view(cfg: RunConfig, view: View) -> None:
+    """Refuse a view that shows nothing but what the test shows."""
+    views = ("test", *other_views(cfg))
+    if view not in views:
+        distractor = cfg.env.distractor
+        why = f"tests of {distractor} show what training shows"
+        if distractor == "none":
+            why = f"nothing distracts from {cfg.task}"
+        raise ConfigError([f"view: expected {' or '.join(views)}, found {view!r}; {why}"])
+
+
+def _marks(wish: Wish) -> str:
+    """What a name says of settings that are not the default, so that films lie side by side."""
+    usual = Wish()
+    marks = {
+        wish.view: wish.view != usual.view,
+        "greedy": wish.greedy != usual.greedy,
+        "undrawn": wish.pictures != usual.pictures,
+        f"horizon{wish.horizon}": wish.horizon != usual.horizon,
+        f"steps{wish.steps}": wish.steps != usual.steps,
+    }
+    return "".join(f"-{mark}" for mark, differs in marks.items() if differs)
 
 
 def _tasks(cfg: RunConfig, task: str | None) -> tuple[str, ...]:
@@ -150,6 +181,6 @@ def _opened(cfg: RunConfig, wish: Wish) -> tuple[VecEnv, EnvSpec]:
 
 def told(played: Played) -> str:
     """An episode in a line."""
-    line = f"{played.task}: score {played.score:.4g} in {played.steps} steps"
+    line = f"{played.task}: score {as_score(played.score)} in {played.steps} steps"
     line += ", solved" if played.solved else ""
     return f"{line} ({played.cut})" if played.cut else line

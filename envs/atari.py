@@ -13,6 +13,7 @@ ALE is licensed under GPL-2.0 and only imported here.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -44,9 +45,9 @@ def _ale(settings: EnvSettings, num_envs: int) -> Any:
     except ImportError as error:
         raise EnvError(f"Expected ale-py, found none: {error}. {ROM_HELP}") from error
     if game not in roms.get_all_rom_ids() or roms.get_rom_path(game) is None:
-        raise EnvError(
-            f"Expected an Atari game such as pong or ms_pacman, found {game!r}. {ROM_HELP}"
-        )
+        close = difflib.get_close_matches(game, roms.get_all_rom_ids(), n=3)
+        hint = f"Did you mean {' or '.join(close)}?" if close else "`reverie tasks` lists games."
+        raise EnvError(f"Expected an Atari game such as pong or ms_pacman, found {game!r}. {hint}")
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     return AtariVectorEnv(
         game,

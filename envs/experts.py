@@ -50,7 +50,10 @@ def make_expert(task: str, env: Env | VecEnv) -> Expert:
     """
     if task not in expert_tasks():
         listed = ", ".join(("metaworld/* (all tasks)", *LQR, LANDER))
-        raise EnvError(f"{task} has no expert. Tasks that have one: {listed}.")
+        raise EnvError(
+            f"{task} has no expert: a trained agent can play it, `reverie demos make --task {task} "
+            f"--run RUN`. Tasks that have one: {listed}."
+        )
     if env.spec.task != task or not env.spec.vector_size:
         raise EnvError(
             f"Expected an environment of {task} that shows its state, found {env.spec.task} with a "

@@ -94,5 +94,5 @@ class Guarded:
     def _message(self, problem: str) -> str:
         return (
             f"{self.spec.task} broke its contract: {problem}. Repair the environment, or drop such "
-            'episodes with on_invalid="drop".'
+            "episodes with --env.on-bad-value drop."
         )

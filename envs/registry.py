@@ -32,6 +32,9 @@ from reverie.envs.vector import InlineVec
 Workers = Literal["auto", "process", "inline"]
 UserCtor = Callable[[], "gymnasium.Env[Any, Any] | Env"]
 
+SUITES = ("dmc", "metaworld", "atari", "toy", "torch", "gym")
+"""Suites of this package; a registered task has another."""
+
 REPEATS = {"dmc": 2, "atari": 4}
 """Default simulator steps per agent step; 1 elsewhere."""
 
@@ -96,7 +99,7 @@ def register(task: str, ctor: UserCtor) -> None:
     suite, _, name = task.partition("/")
     if not suite or not name:
         raise EnvError(f'Expected a task name "suite/name", found {task!r}.')
-    if suite in ("dmc", "metaworld", "atari", "toy", "torch", "gym"):
+    if suite in SUITES:
         raise EnvError(f"Expected a suite of your own, found the built-in suite {suite!r}.")
     if not callable(ctor):
         raise EnvError(f"Expected a function that builds {task}, found {type(ctor).__name__}.")
@@ -276,6 +279,11 @@ def require_known(task: str) -> None:
         return
     close = difflib.get_close_matches(task, [*known, *TASK_SETS], n=3)
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
+    if suite not in SUITES:
+        hint += (
+            "A task of your own is known to the script that registers it; there, "
+            'reverie.benchmarks.cli.main(["eval", RUN]) is `reverie eval RUN`. '
+        )
     raise EnvError(
         f'Expected a task "suite/name", found {task!r}. {hint}`reverie tasks` lists all of them; '
         "gym/<EnvId> takes any installed Gymnasium environment."

@@ -40,6 +40,32 @@ def test_an_unknown_command_shows_the_manual(capsys: Capture) -> None:
     assert "unknown command 'trian'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("group", ["bench", "demos", "distractors"])
+def test_a_group_of_commands_has_a_help_of_its_own(group: str, capsys: Capture) -> None:
+    own = {name: text for name, (_, text) in cli.COMMANDS.items() if name.startswith(f"{group} ")}
+    helped = [[group, "--help"], [group, "-h"], ["help", group]]
+    for words, status in [*((words, 0) for words in helped), ([group], 2)]:
+        assert cli.main(words) == status
+        shown, error = capsys.readouterr()
+        if status:
+            shown, error = error, shown
+        assert not error and "unknown" not in shown
+        rows = [line for line in shown.splitlines() if line.startswith("  ")]
+        assert [" ".join(row.split()) for row in rows] == [f"{k} {v}" for k, v in own.items()]
+
+
+def test_help_is_a_command_as_well(capsys: Capture) -> None:
+    assert cli.main(["help"]) == 0
+    assert capsys.readouterr() == (cli.manual(), "")
+
+
+def test_an_unknown_command_of_a_group_shows_that_group(capsys: Capture) -> None:
+    assert cli.main(["bench", "rnu", "--help"]) == 2
+    shown, error = capsys.readouterr()
+    assert "unknown command 'bench rnu'" in error and "  bench run " in error
+    assert not shown and "  train " not in error
+
+
 def test_train_help_is_a_manual_of_every_setting(capsys: Capture) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["train", "mudreamer", "--task", "toy/dot", "--size", "nano", "--help"])

@@ -229,6 +229,49 @@ def test_unknown_metric_is_named(tmp_path: Path) -> None:
         main([f"a={run}", "--tag", "gone", "--out", str(tmp_path / "x.png")])
 
 
+def test_an_unknown_metric_is_told_with_the_nearest_ones(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", [1.0])
+    with pytest.raises(ConfigError) as caught:
+        curve(run, "evl/mean")
+    assert caught.value.problems == [
+        f"{run} has no metric 'evl/mean'; nearest are eval/mean, other; its metrics.jsonl lists all"
+    ]
+    with pytest.raises(ConfigError, match=r"no metric 'nosuch/tag'; nearest are .*eval/mean"):
+        curve(run, "nosuch/tag", until=5.0)
+
+
+def test_a_metric_that_comes_later_or_never_finite_is_not_called_unknown(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", [1.0])
+    (run / "metrics.jsonl").write_text('{"step": 7, "x": 1.0, "y": "nan"}\n')
+    with pytest.raises(ConfigError, match=r"has no finite value of 'x' up to step 5$"):
+        curve(run, "x", until=5.0)
+    with pytest.raises(ConfigError, match=r"has no finite value of 'y'$"):
+        curve(run, "y")
+
+
+@pytest.mark.parametrize("label", ["", "ours="])
+def test_a_seed_counts_once(label: str, tmp_path: Path) -> None:
+    one, two, other = (
+        make_run(tmp_path / name, [1.0, 2.0], agent="mudreamer", seed=seed)
+        for name, seed in (("one", 0), ("two", 0), ("other", 1))
+    )
+    words = [f"{label}{run}" for run in (one, other, two)]
+    with pytest.raises(ConfigError) as caught:
+        main([*words, "--out", str(tmp_path / "x.png")])
+    (told,) = caught.value.problems
+    group = label[:-1] or "mudreamer"
+    assert told.startswith(f"{two}: seed 0 of {group} on toy/dot is that of {one} already; every")
+    assert not (tmp_path / "x.png").exists()
+    assert list(parse([f"a={one}", f"b={two}"])) == ["a", "b"]
+    assert len(parse(words[:2])) == 1
+
+
+def test_a_label_may_join_other_settings_and_tasks_of_one_seed(tmp_path: Path) -> None:
+    settings = ({}, {"task": "toy/chain"}, {"size": "XS"}, {"agent": "dreamerv3"})
+    runs = [make_run(tmp_path / str(i), [1.0], seed=0, **own) for i, own in enumerate(settings)]
+    assert parse([f"all={run}" for run in runs]) == {"all": runs}
+
+
 def test_a_run_counts_once(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", [1.0])
     with pytest.raises(ConfigError, match="named twice"):

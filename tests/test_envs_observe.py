@@ -141,6 +141,8 @@ def test_sets_are_tasks_to_learn_together() -> None:
     assert members("metaworld/push") == ("metaworld/push",)
     with pytest.raises(EnvError, match="Did you mean metaworld/fifteen"):
         require_known("metaworld/fiveteen")
+    with pytest.raises(EnvError, match="the script that registers it"):
+        require_known("mine/reach")
 
 
 def test_tasks_and_sets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

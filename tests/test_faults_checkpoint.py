@@ -154,6 +154,18 @@ def test_fault_04_whatever_a_writer_raises(
     assert found is not None and found[0] == 2 and found[2] == []
 
 
+def test_fault_04_a_damaged_checkpoint_is_told_once_and_by_whoever_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest = two_checkpoints(tmp_path)
+    (newest / "tensors.safetensors").write_bytes(b"")
+    found = checkpoint.load_latest(tmp_path)
+    assert found is not None and found[0] == 1
+    (note,) = found[2]
+    assert note.startswith("checkpoint passed over: ") and str(newest) in note
+    assert caplog.records == []
+
+
 def test_fault_04_older_checkpoints_go_only_after_the_new_one_was_read_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

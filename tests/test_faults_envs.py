@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import psutil
 import pytest
 from envs_doubles import FaultyEnv, Plan
 
+from reverie.agents.flags import config_from_args
 from reverie.envs import EnvError, Step
 from reverie.envs.guards import Guarded
 from reverie.envs.process_vec import ProcessVec
@@ -159,9 +161,12 @@ CONTRACT = {
 def test_fault_14_rubbish_is_an_error_or_ends_the_episode(kind: str, tmp_path: Path) -> None:
     strict = InlineVec(functools.partial(guarded, Plan(kind), "error"), 1, seed=0)
     strict.reset()
-    with pytest.raises(EnvError, match=CONTRACT[kind]):
+    with pytest.raises(EnvError, match=CONTRACT[kind]) as caught:
         for _ in range(3):
             strict.step(STAY[:1])
+    advice = re.search(r"--\S+ drop", str(caught.value))
+    assert advice is not None
+    assert config_from_args(["mudreamer", *advice.group().split()]).env.on_bad_value == "drop"
     plan = Plan(kind, once=str(tmp_path / "fired"))
     rows = play(InlineVec(functools.partial(guarded, plan, "drop"), 2, seed=0), 8)
     check_interrupted(rows, 3)

@@ -14,9 +14,10 @@ from children import environment
 
 from reverie.agents.configs import ConfigError
 from reverie.agents.flags import config_from_args
+from reverie.agents.registry import AGENTS
 from reverie.benchmarks import cli, reference
 from reverie.benchmarks.grid.cells import GRID, Grid, extend_grid, open_grid, plan
-from reverie.benchmarks.grid.suites import lay_flags, load_suite, suite_names
+from reverie.benchmarks.grid.suites import lay_flags, load_suite, suite_names, unknown
 
 Capture = pytest.CaptureFixture[str]
 
@@ -203,7 +204,9 @@ def test_a_suite_of_your_own_is_a_file(tmp_path: Path) -> None:
         (("seeds = 3", "seeds = 0"), "seeds: expected a number of runs"),
         (("seeds = 3", "sedes = 3"), "did you mean seeds?"),
         (('["toy/dot"]', "[]"), "tasks: expected a list"),
-        (('["mudreamer"', '["mudremer"'), "arms.deep: expected an agent"),
+        (('["mudreamer"', '["mudremer"'), unknown("arms.deep", "mudremer", AGENTS)),
+        (('["mudreamer"', '["mudremer"'), "did you mean mudreamer?"),
+        (('["mudreamer", ', "[3, "), "arms.deep: expected an agent and its flags"),
         (("deep =", '"a/b" ='), "arms: expected letters"),
         (("[arms]", 'default = ["dep"]\n[arms]'), "did you mean deep?"),
         (("summary =", "summary "), "cannot be read"),
@@ -214,6 +217,48 @@ def test_a_wrong_suite_file_says_where(change: tuple[str, str], told: str, tmp_p
     (tmp_path / "mine.toml").write_text(OWN.replace(*change))
     with pytest.raises(ConfigError, match=re.escape(told)):
         load_suite(str(tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize(
+    ("task", "near"),
+    [
+        ("toy/nosuch", "; did you mean toy/ones?"),
+        ("metaworld/sixx", "; did you mean metaworld/six?"),
+        pytest.param("atari/pnog", "; did you mean atari/pong?", marks=pytest.mark.atari),
+        ("", ""),
+    ],
+)
+def test_a_misspelt_task_of_a_suite_file_is_refused_before_anything_starts(
+    task: str, near: str, tmp_path: Path, capsys: Capture
+) -> None:
+    file, out = tmp_path / "mine.toml", tmp_path / "g"
+    told = f"found {task!r}{near}\n"
+    file.write_text(OWN.replace('["toy/dot"]', f'["{task}", "toy/home"]'))
+    words = ["bench", "run", str(file), "--plan", "--out", str(out)]
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err.endswith(f"tasks that `reverie tasks` lists, {told}")
+    file.write_text(OWN)
+    assert cli.main([*words, "--tasks", task]) == 2
+    assert capsys.readouterr().err.endswith(f"or others that `reverie tasks` lists, {told}")
+    assert not out.exists()
+
+
+def test_tasks_of_a_suite_file_need_no_package_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("metaworld", "dm_control", "ale_py"):
+        monkeypatch.setitem(sys.modules, package, None)
+    names = ("metaworld/reach", "metaworld/six", "gym/NoSuch-v0", "gym/mine:Maze-v0", "atari/pong")
+    tasks = [*names, "dmc/walker_walk", "torch/dots"]
+    (tmp_path / "mine.toml").write_text(OWN.replace('["toy/dot"]', json.dumps(tasks)))
+    suite = load_suite(str(tmp_path / "mine.toml"))
+    assert list(suite.tasks) == [cell.task for cell in plan(suite, seeds=1)] == tasks
+
+
+@pytest.mark.atari
+def test_a_suite_file_may_have_games_that_are_not_listed(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(OWN.replace("toy/dot", "atari/gravitar"))
+    assert load_suite(str(tmp_path / "mine.toml")).tasks == ("atari/gravitar",)
 
 
 def test_lists_and_dry_runs_write_nothing(

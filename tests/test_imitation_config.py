@@ -97,7 +97,10 @@ def test_where_demonstrations_are_looked_for() -> None:
 
 def test_missing_demonstrations_name_the_command_that_makes_them(tmp_path: Path) -> None:
     cfg = resolve({"demos": {"path": str(tmp_path / "none")}}, configs=["six"])
-    with pytest.raises(ConfigError, match="reverie demos make --task metaworld/six"):
+    with pytest.raises(ConfigError, match=r"make --task metaworld/six --episodes \d+ -"):
+        load_demonstrations(cfg)
+    cfg = resolve({"agent": "act", "task": "toy/dot", "demos": {"path": str(tmp_path / "none")}})
+    with pytest.raises(ConfigError, match="--run RUN"):  # no expert plays it
         load_demonstrations(cfg)
 
 
@@ -107,8 +110,9 @@ def test_inputs_that_a_task_lacks_are_refused() -> None:
         check_task(EnvSpec("toy/x", 2, False, vector_size=4), cfg)
     check_task(EnvSpec("toy/x", 2, False, image_shape=(64, 64, 3)), cfg)
     cfg = resolve({"agent": "act", "task": "toy/x"})
-    with pytest.raises(ConfigError, match="has no vector"):
+    with pytest.raises(ConfigError, match=r"has no vector; use --env\.observe state") as caught:
         check_task(EnvSpec("toy/x", 2, False, image_shape=(64, 64, 3)), cfg)
+    assert len(caught.value.problems) == 1
 
 
 def test_fault_20_the_advice_suits_windows_of_demonstrations() -> None:

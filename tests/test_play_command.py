@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from PIL import Image
 from point_world import TASKS, point_config, write_points
 
 from reverie.agents import trainer
-from reverie.agents.configs import RunConfig
+from reverie.agents.configs import ConfigError, RunConfig
 from reverie.agents.inspection.episodes import play_episode
 from reverie.agents.registry import build_agent
-from reverie.agents.resolve import resolve
-from reverie.agents.trainer import train
+from reverie.agents.resolve import resolve, with_overrides
+from reverie.agents.trainer import View, train
 from reverie.benchmarks import cli, play
+from reverie.benchmarks.evaluation import load_run
 from reverie.envs import registry
 
 Capture = pytest.CaptureFixture[str]
@@ -68,6 +70,62 @@ def test_the_command_films_an_episode_and_leaves_the_run_alone(
     assert len({content[name] for name in ("same", "seed", "episode", "best")}) == 4
 
 
+@pytest.mark.parametrize(
+    ("words", "mark"),
+    [
+        ([], ""),
+        (["--steps", "500", "--horizon", "15", "--view", "test", "--fps", "5"], ""),
+        (["--steps", "40"], "-steps40"),
+        (["--horizon", "4"], "-horizon4"),
+        (["--greedy"], "-greedy"),
+        (["--no-pictures"], "-undrawn"),
+        (["--view", "clean"], "-clean"),
+        (
+            ["--steps", "4", "--greedy", "--horizon", "2", "--view", "train"],
+            "-train-greedy-horizon2-steps4",
+        ),
+    ],
+)
+def test_films_made_with_other_flags_lie_side_by_side(
+    words: list[str], mark: str, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+    scene = {"env": {"distractor": "natural"}}
+    trained = load_run(finished)
+    distracted = dataclasses.replace(trained, cfg=with_overrides(trained.cfg, scene))
+    monkeypatch.setattr(play, "load_run", lambda *_, **__: distracted)
+    monkeypatch.setattr(play, "filmed", lambda *_: (None, None))
+    monkeypatch.setattr(play, "told", lambda *_: "")
+    monkeypatch.setattr(play, "write_film", lambda file, film, fps: written.append(file))
+    assert cli.main(["play", str(finished), *words]) == 0
+    assert written == [finished / "play" / f"0000000100-latest-0-0{mark}.gif"]
+
+
+@pytest.mark.parametrize(
+    ("distractor", "view", "wanted"),
+    [
+        ("none", "train", "expected test, found 'train'; nothing distracts from toy/dot"),
+        ("none", "clean", "expected test, found 'clean'; nothing distracts from toy/dot"),
+        ("repo", "train", "expected test or clean, found 'train'; tests of repo show what"),
+        ("repo", "clean", ""),
+        ("dreamerpro", "train", ""),
+    ],
+)
+def test_a_view_that_shows_nothing_else_is_refused(
+    distractor: str, view: View, wanted: str, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = load_run(finished)
+    cfg = with_overrides(trained.cfg, {"env": {"distractor": distractor}})
+    monkeypatch.setattr(play, "load_run", lambda *_, **__: dataclasses.replace(trained, cfg=cfg))
+    monkeypatch.setattr(play, "_tasks", lambda *_: ())
+    if not wanted:
+        assert play.show(finished, view=view) == 0
+        return
+    with pytest.raises(ConfigError) as caught:
+        play.show(finished, view=view)
+    assert f"view: {wanted}" in str(caught.value)
+
+
 def test_what_cannot_be_played_is_said(finished: Path, tmp_path: Path, capsys: Capture) -> None:
     run = str(finished)
     for words, wanted in (
@@ -75,6 +133,7 @@ def test_what_cannot_be_played_is_said(finished: Path, tmp_path: Path, capsys: C
         ([run, "--steps", "0"], "expected --steps and --horizon >= 1"),
         ([run, "--episode", "-1"], "--episode >= 0"),
         ([run, "--out", "film.avi"], "ends in .gif or .mp4"),
+        ([run, "--view", "train"], "view: expected test, found 'train'"),
         ([run, "--task", "toy/home"], "expected one of toy/dot, found 'toy/home'"),
     ):
         assert cli.main(["play", *words]) == 2
@@ -97,6 +156,11 @@ def test_every_task_of_a_set_has_a_film(
     out = tmp_path / "b.gif"
     assert cli.main(["play", str(run), "--task", "point/b", "--out", str(out)]) == 0
     assert out.is_file() and "point/a" not in capsys.readouterr().out
+    before = (run / "play" / "0000000024-latest-0-0-a.gif").read_bytes()
+    (run / "play" / "0000000024-latest-0-0-b.gif").unlink()
+    assert cli.main(["play", str(run), "--task", "point/b"]) == 0
+    assert {path.name for path in (run / "play").iterdir()} == names
+    assert (run / "play" / "0000000024-latest-0-0-a.gif").read_bytes() == before
 
 
 def test_a_distracted_task_is_played_in_the_view_of_its_scores(

@@ -84,6 +84,33 @@ def test_stopped_run_ends_with_the_same_bits(
     assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
 
 
+def test_a_run_says_where_it_is_and_how_it_ended(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tiny_agent: None,
+) -> None:
+    def told() -> list[str]:
+        return [line for line in capsys.readouterr().out.splitlines() if " | " not in line]
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        raise_at(patch, {"_collect": 90})
+        assert train(config(run)) == 143
+    status = read_status(run)
+    assert status is not None
+    first = told()
+    assert first[0] == f"run {run}"
+    assert first[-1] == f"saved at step {status['step']:,}; the same command continues"
+    assert train(config(run)) == 0
+    told()
+    assert train(config(run)) == 0  # nothing is left to do
+    status = read_status(run)
+    assert status is not None
+    score = status["evaluation"]["mean"]
+    assert told()[-1] == f"done, final score {score:.4g}; all files are in {run}"
+
+
 @pytest.mark.parametrize("storage", ["memmap", "device"])
 def test_every_storage_resumes(
     storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_agent: None

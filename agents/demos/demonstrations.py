@@ -12,6 +12,7 @@ from reverie.agents.configs import ConfigError, RunConfig
 from reverie.agents.demos.store import DemoDataset, DemoSpec, open_dataset, split
 from reverie.agents.demos.windows import DemoWindows, Images
 from reverie.agents.devices import resolve_device
+from reverie.envs.experts import expert_tasks
 from reverie.envs.registry import members
 
 
@@ -103,6 +104,8 @@ def make_command(cfg: RunConfig) -> str:
     """Command line that makes the demonstrations a run looks for."""
     wanted = cfg.demos.train_episodes + cfg.demos.held_out_episodes
     words = ["reverie demos make", f"--task {cfg.task}", f"--episodes {wanted}"]
+    if not set(members(cfg.task)) <= set(expert_tasks()):
+        words.append("--run RUN")  # a trained agent plays where no expert can
     if "image" in cfg.act_jepa.model.inputs:
         words.append(f"--observe both --image-size {cfg.env.image_size} --render {cfg.env.render}")
     if cfg.env.time_limit is not None:

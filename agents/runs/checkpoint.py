@@ -90,16 +90,15 @@ def save(
 def load_latest(run_dir: Path) -> tuple[int, dict[str, Any], list[str]] | None:
     """Step, state and notes of the newest valid checkpoint; None if there never was one.
 
-    Each damaged checkpoint that had to be passed over gives one note. If none is valid, or the
-    newest was written by another schema version, raises CheckpointError.
+    Each damaged checkpoint that had to be passed over gives one note, for the caller to show. If
+    none is valid, or the newest was written by another schema version, raises CheckpointError.
     """
     notes: list[str] = []
     for path in checkpoints(run_dir):
         try:
             found = load(path)
         except CorruptCheckpointError as error:
-            notes.append(f"checkpoint passed over, falling back to the next older one: {error}")
-            _log.warning(notes[-1])
+            notes.append(f"checkpoint passed over: {error}")
             continue
         return found.step, found.state, notes
     if notes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import shlex
 import socket
@@ -16,9 +15,7 @@ from reverie.agents.flags import config_from_args
 from reverie.agents.registry import AGENTS, family
 from reverie.agents.runs.files import write_atomic
 from reverie.agents.runs.status import read_status
-from reverie.benchmarks.grid.suites import Suite, lay_flags, unknown
-from reverie.envs.registry import make_vec, members, require_known, tasks
-from reverie.envs.specs import EnvError
+from reverie.benchmarks.grid.suites import Suite, is_task, lay_flags, unknown, unknown_task
 
 SCHEMA = 1
 GRID, CELLS, STATE, LOG = "grid.json", "cells", "state.json", "log.txt"
@@ -168,20 +165,9 @@ def _arm(suite: Suite, label: str, problems: list[str]) -> tuple[str, ...]:
 def _task(suite: Suite, name: str, problems: list[str]) -> str:
     short = {task.partition("/")[2]: task for task in suite.tasks}
     task = short.get(name, name)
-    if task in suite.tasks or len(members(task)) > 1:
-        return task
-    listed = [info.task for info in tasks()]
-    try:
-        require_known(task)
-        if task.startswith("atari/") and task not in listed:
-            make_vec(task, 1, seed=0).close()  # the emulator knows more games than are listed
-    except EnvError:
-        near = difflib.get_close_matches(name, [*suite.tasks, *short, *listed], n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        problems.append(
-            f"tasks: expected tasks of the suite {suite.name}, or others that `reverie tasks` "
-            f"lists, found {name!r}{hint}"
-        )
+    if task not in suite.tasks and not is_task(task):
+        expected = f"tasks of the suite {suite.name}, or others that `reverie tasks` lists"
+        problems.append(unknown_task(name, expected, [*suite.tasks, *short]))
     return task
 
 

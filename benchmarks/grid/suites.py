@@ -13,6 +13,8 @@ from typing import Any
 from reverie.agents.configs import ConfigError
 from reverie.agents.flags import SHORT, split_flags
 from reverie.agents.registry import AGENTS
+from reverie.envs.registry import TASK_SETS, make_vec, require_known, tasks
+from reverie.envs.specs import EnvError
 
 SUITES = Path(__file__).parents[1] / "suites"
 """Folder of the packaged suites."""
@@ -79,9 +81,17 @@ def _problems(tree: Mapping[str, Any]) -> Iterable[str]:
         needed = key == "tasks"
         if (needed or key in tree) and not _texts(tree.get(key), empty=not needed):
             yield f"{key}: expected a list of texts, found {tree.get(key)!r}"
+    if _texts(tree.get("tasks"), empty=False):
+        # here, because a cell with such a task would fail, be tried again, and fail again
+        names = [name for name in dict.fromkeys(tree["tasks"]) if not is_task(name)]
+        yield from (unknown_task(name, "tasks that `reverie tasks` lists") for name in names)
     seeds = tree.get("seeds")
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
         yield f"seeds: expected a number of runs, 1 or more, found {seeds!r}"
+    yield from _arm_problems(tree)
+
+
+def _arm_problems(tree: Mapping[str, Any]) -> Iterable[str]:
     arms = tree.get("arms")
     if not isinstance(arms, dict) or not arms:
         yield f"arms: expected a table of one or more, found {arms!r}"
@@ -89,8 +99,10 @@ def _problems(tree: Mapping[str, Any]) -> Iterable[str]:
     for label, words in arms.items():
         if not LABEL.fullmatch(label):
             yield f"arms: expected letters, digits, '.', '_', '+' or '-', found {label!r}"
-        if not _texts(words, empty=False) or words[0] not in AGENTS:
+        if not _texts(words, empty=False):
             yield f"arms.{label}: expected an agent and its flags, found {words!r}"
+        elif words[0] not in AGENTS:
+            yield unknown(f"arms.{label}", words[0], AGENTS)
     if _texts(tree.get("default"), empty=True):
         yield from (unknown("default", name, arms) for name in tree["default"] if name not in arms)
 
@@ -108,6 +120,27 @@ def unknown(what: str, name: str, known: Iterable[str], further: str = "") -> st
     hint = f"; did you mean {near[0]}?" if near else ""
     expected = ", ".join(names) + (f", {further}" if further else "")
     return f"{what}: expected one of {expected}, found {name!r}{hint}"
+
+
+def is_task(name: str) -> bool:
+    """Whether it names a task or a set of tasks, be its packages installed or not."""
+    if name in TASK_SETS:
+        return True
+    try:
+        require_known(name)
+        if name.startswith("atari/") and all(name != info.task for info in tasks()):
+            make_vec(name, 1, seed=0).close()  # the emulator knows more games than are listed
+    except EnvError:
+        return False
+    return True
+
+
+def unknown_task(name: str, expected: str, further: Iterable[str] = ()) -> str:
+    """Why a task is refused; one that is near may also be among the `further` names."""
+    names = [*further, *(info.task for info in tasks()), *TASK_SETS]
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"tasks: expected {expected}, found {name!r}{hint}"
 
 
 def lay_flags(*layers: Sequence[str]) -> tuple[str, ...]:

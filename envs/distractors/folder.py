@@ -178,8 +178,10 @@ def _no_clips(folder: Path, split: Split, count: int, *, by_content: bool) -> st
             f"{folder}: expected clips for training and for the test, found {count} in all, and "
             f"none that its content puts into {split}. Add clips, or make train/ and test/."
         )
-    where = folder if by_content else folder / split
-    return f"{where}: expected clips ({KINDS}), found none. Put at least one there."
+    if by_content:
+        fix = "Put clips there, at least two, or make train/ and test/."
+        return f"{folder}: expected clips ({KINDS}), found none. {fix}"
+    return f"{folder / split}: expected clips ({KINDS}), found none. Put at least one there."
 
 
 def _clips_in(folder: Path, besides: list[Split] | None = None) -> list[Path]:
