@@ -182,12 +182,10 @@ class RunLoop:
             raise CheckpointError("the finished run could not be saved; free disk space, run again")
         self.logger.hparams(self.steps, hparams(self.cfg), SCORES, first=FIRST)
         self.run_dir.status("done", **self.standing())
-        score = self.evaluated["mean"]
-        self.progress.note(
-            "done"
-            + ("" if score is None else f", final score {score:.4g}")
-            + f"; all files are in {self.run_dir.path}"
-        )
+        score, solved = self.evaluated["mean"], self.evaluated.get("success")
+        told = "done" if score is None else f"done, final score {score:.4g}"
+        told += "" if solved is None else f", {solved:.0%} solved"
+        self.progress.note(f"{told}; all files are in {self.run_dir.path}")
         return 0
 
     def _preempted(self, code: int) -> int:

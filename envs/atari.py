@@ -44,8 +44,9 @@ def _ale(settings: EnvSettings, num_envs: int) -> Any:
         from ale_py.vector_env import AtariVectorEnv
     except ImportError as error:
         raise EnvError(f"Expected ale-py, found none: {error}. {ROM_HELP}") from error
-    if game not in roms.get_all_rom_ids() or roms.get_rom_path(game) is None:
-        close = difflib.get_close_matches(game, roms.get_all_rom_ids(), n=3)
+    known = [name for name in roms.get_all_rom_ids() if roms.get_rom_path(name) is not None]
+    if game not in known:
+        close = difflib.get_close_matches(game, known, n=3)
         hint = f"Did you mean {' or '.join(close)}?" if close else "`reverie tasks` lists games."
         raise EnvError(f"Expected an Atari game such as pong or ms_pacman, found {game!r}. {hint}")
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)

@@ -7,7 +7,7 @@ import numpy as np
 from reverie.envs.single import Arrival, Obs
 from reverie.envs.specs import Array, EnvSpec
 
-CHAIN_LENGTH = 6
+CHAIN_LENGTH, CHAIN_LIMIT = 6, 100
 IDENTITY_STEPS = 20
 ONES_STEPS = 10
 
@@ -64,23 +64,27 @@ def counter_code(image: Array) -> tuple[int, int, int]:
 
 
 class Chain:
-    """States 0..5 in a line, actions left and right; reward 1 and the end on reaching the last."""
+    """States 0..5 in a line, actions left and right; reward 1 and the end on reaching the last.
+
+    A time limit cuts what never arrives, or an agent that stays at the wall is scored forever.
+    """
 
     def __init__(self) -> None:
         self.spec = EnvSpec("toy/chain", action_size=2, discrete=True, vector_size=CHAIN_LENGTH)
-        self._state = 0
+        self._state = self._time = 0
 
     def reset(self, seed: int) -> Obs:
         """Begin anywhere but at the goal."""
-        self._state = seed % (CHAIN_LENGTH - 1)
+        self._state, self._time = seed % (CHAIN_LENGTH - 1), 0
         return self._obs()
 
     def step(self, action: Array) -> Arrival:
         """Move left (0, stopping at the wall) or right (1)."""
         move = 1 if int(action.argmax()) == 1 else -1
         self._state = max(0, self._state + move)
+        self._time += 1
         done = self._state == CHAIN_LENGTH - 1
-        return Arrival(self._obs(), float(done), done, done)
+        return Arrival(self._obs(), float(done), done or self._time >= CHAIN_LIMIT, done)
 
     def close(self) -> None:
         """Nothing to free."""

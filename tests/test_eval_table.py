@@ -17,6 +17,7 @@ from reverie.agents.resolve import resolve
 from reverie.agents.trainer import build_env, train
 from reverie.benchmarks import cli, evaluation
 from reverie.benchmarks.evaluation import TrainedRun, as_score, as_table
+from reverie.envs.toy import CHAIN_LIMIT
 
 Capture = pytest.CaptureFixture[str]
 IMAGES, OBSERVATIONS = "same agent, blanked images", "same agent, blanked observations"
@@ -135,9 +136,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("walked") / "run"
     own = {"steps": 96, "eval_every": 0, "eval_episodes": 1, "device": "cpu"}
     tree = {"agent": "mudreamer", "task": "toy/chain", "run": str(run), "train": own}
-    # the zero action never reaches the goal, and nothing else ends its episode
-    limited = {**tree, "env": {"time_limit": 20}}
-    assert train(resolve(limited, configs=["debug"])) == 0
+    assert train(resolve(tree, configs=["debug"])) == 0
     return run
 
 
@@ -147,7 +146,10 @@ def test_an_agent_without_pictures_is_blinded_by_its_name(walked: Path, capsys: 
     shown = " ".join(capsys.readouterr().out.split())
     assert "blanked observations" in shown and "images" not in shown
     (path,) = set(walked.glob("evaluation-*.json")) - before
-    assert list(json.loads(path.read_text())["results"]) == ["none", "random", "zero", "blank"]
+    results = json.loads(path.read_text())["results"]
+    assert list(results) == ["none", "random", "zero", "blank"]
+    # the zero action never arrives, and is scored all the same
+    assert results["zero"]["lengths"] == [CHAIN_LIMIT]
 
 
 @pytest.mark.parametrize("flag", ["--tag", "--checkpoint"])

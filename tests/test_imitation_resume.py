@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from pathlib import Path
@@ -194,6 +195,7 @@ def test_fault_01_a_killed_process_continues_with_the_same_bits(
     child = Child(tree, agent="real", configs=("debug",))
     assert child.finish() == 0, child.output
     assert "resumed at step 12" in child.output
+    assert re.search(r"done, final score \S+, \d+% solved; all files", child.output)
     assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
 
 
